@@ -1,0 +1,1 @@
+"""Model families: which parts a published model is made of. Assembly only."""

@@ -1,0 +1,166 @@
+"""SAM 2 and SAM 2.1 (Ravi et al. 2024, arXiv:2408.00714): configuration, presets and recognition.
+
+In: tensor names and shapes of a checkpoint, or metadata that masklet wrote. Out: a `Sam2Config`.
+Light: the modules that write graphs are in `sam2_stages`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from masklet.errors import TensorMismatchError, UnknownFormatError
+from masklet.model.config import HieraConfig
+
+FAMILY = "sam2"
+CONFIG_KEY = "masklet.config"  # of the metadata in files that masklet writes
+SIZE_MULTIPLE = 32  # pixels: the trunk's coarsest stride
+EMBEDDING_STRIDE = 16  # pixels per token of the image embedding
+IMAGE_STAGES = ("encode_image", "encode_points", "encode_mask", "decode_masks")
+
+# Tensors of the published files that segmenting pictures doesn't read, by prefix, with the reason.
+VIDEO_ONLY = {
+    "memory_attention.": "conditions a frame on remembered frames",
+    "memory_encoder.": "turns a frame and its mask into a memory",
+    "mask_downsample.": "object pointer of a mask prompt",
+    "obj_ptr_proj.": "object pointer",
+    "obj_ptr_tpos_proj.": "time encoding of object pointers (2.1)",
+    "maskmem_tpos_enc": "time encoding of memories",
+    "no_mem_pos_enc": "position of the empty memory",
+    "no_obj_ptr": "pointer of an absent object",
+    "no_obj_embed_spatial": "memory of an absent object (2.1)",
+}
+
+
+@dataclass(frozen=True)
+class Sam2Config:
+    """One SAM 2 network. `version` is "2.0" or "2.1"; `image_size` the side of its square input in pixels."""
+
+    version: str
+    trunk: HieraConfig
+    d_model: int  # channels of neck, prompt encoder and decoder
+    image_size: int
+
+    @property
+    def family(self) -> str:
+        return FAMILY
+
+    def to_json(self) -> str:
+        """The configuration as the metadata text that `from_metadata` reads."""
+        return json.dumps({"family": FAMILY, **asdict(self)}, sort_keys=True)
+
+
+def _trunk(dim: int, heads: int, stages: tuple, blocks: tuple, windows: tuple, table: int) -> HieraConfig:
+    return HieraConfig(dim, heads, stages, blocks, windows, (table, table))
+
+
+TRUNKS = {
+    "tiny": _trunk(96, 1, (1, 2, 7, 2), (5, 7, 9), (8, 4, 14, 7), 7),
+    "small": _trunk(96, 1, (1, 2, 11, 2), (7, 10, 13), (8, 4, 14, 7), 7),
+    "base_plus": _trunk(112, 2, (2, 3, 16, 3), (12, 16, 20), (8, 4, 14, 7), 14),
+    "large": _trunk(144, 2, (2, 6, 36, 4), (23, 33, 43), (8, 4, 16, 8), 7),
+}
+PRESETS = {
+    f"{name}_hiera_{size}": Sam2Config(version, trunk, 256, 1024)
+    for name, version in (("sam2", "2.0"), ("sam2.1", "2.1"))
+    for size, trunk in TRUNKS.items()
+}
+
+
+def preset_name(config: Sam2Config) -> str | None:
+    """The published name of a configuration, None for one of our own."""
+    return next((name for name, preset in PRESETS.items() if preset == config), None)
+
+
+def matches(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """True when the tensors look like SAM 2's in Meta's own keys."""
+    return "image_encoder.trunk.patch_embed.proj.weight" in shapes and any(
+        name.startswith("sam_mask_decoder.") for name in shapes
+    )
+
+
+def recognise(shapes: Mapping[str, tuple[int, ...]]) -> Sam2Config:
+    """The published configuration that tensor names and shapes belong to.
+
+    Raises UnknownFormatError when the trunk is none of the published ones.
+    """
+    prefix = "image_encoder.trunk.blocks."
+    blocks = {int(name[len(prefix) :].split(".")[0]) for name in shapes if name.startswith(prefix)}
+    changes = [index for index in sorted(blocks) if f"{prefix}{index}.proj.weight" in shapes]
+    bounds = [0, *changes, len(blocks)]
+    stages = tuple(after - before for before, after in zip(bounds[:-1], bounds[1:], strict=True))
+    width = shapes["image_encoder.trunk.patch_embed.proj.weight"][0]
+
+    # The two versions differ in exactly these tensors.
+    version = "2.1" if {"no_obj_embed_spatial", "obj_ptr_tpos_proj.weight"} & shapes.keys() else "2.0"
+    for config in PRESETS.values():
+        if config.version == version and (config.trunk.embed_dim, config.trunk.stages) == (width, stages):
+            return config
+    known = ", ".join(f"{size} {t.embed_dim} {t.stages}" for size, t in TRUNKS.items())
+    raise UnknownFormatError(
+        f"This is a SAM 2 checkpoint with a trunk of width {width} and blocks {stages}; "
+        f"published are {known}. A network of your own needs its configuration in the metadata ({CONFIG_KEY})."
+    )
+
+
+def from_metadata(text: str) -> Sam2Config:
+    """Parse what `Sam2Config.to_json` wrote; every field must be there and nothing else."""
+    try:
+        values: dict[str, Any] = json.loads(text)
+        family = values.pop("family")
+        trunk = values.pop("trunk")
+        if family != FAMILY or not isinstance(trunk, dict):
+            raise ValueError(f"family {family!r}")
+        _check_fields(Sam2Config, {**values, "trunk": trunk})
+        _check_fields(HieraConfig, trunk)
+        lists = {key: tuple(value) if isinstance(value, list) else value for key, value in trunk.items()}
+        config = Sam2Config(trunk=HieraConfig(**lists), **values)
+        _check_numbers(config)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnknownFormatError(
+            f"The file's metadata {CONFIG_KEY!r} is not a configuration that this version knows: {error}"
+        ) from error
+    return config
+
+
+def _check_fields(kind: type, values: dict) -> None:
+    expected, got = {field.name for field in fields(kind)}, set(values)
+    if expected != got:
+        raise ValueError(f"missing {sorted(expected - got)}, unknown {sorted(got - expected)}")
+
+
+def _check_numbers(config: Sam2Config) -> None:
+    trunk = config.trunk
+    numbers = [trunk.embed_dim, trunk.num_heads, config.d_model, config.image_size, *trunk.stages]
+    numbers += [*trunk.window_spec, *trunk.window_pos_embed_bkg_spatial_size]
+    if not all(isinstance(n, int) and 0 < n <= 16384 for n in numbers) or len(trunk.stages) != 4:
+        raise ValueError("sizes must be whole numbers between 1 and 16384, with four stages")
+    if len(trunk.window_spec) != 4 or config.version not in ("2.0", "2.1"):
+        raise ValueError("four windows and version 2.0 or 2.1 are needed")
+    if sum(trunk.stages) > 256 or config.image_size % SIZE_MULTIPLE or trunk.embed_dim % trunk.num_heads:
+        raise ValueError("at most 256 blocks, an input side in steps of 32, a width that the heads divide")
+
+
+def check_tensors(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], path: object
+) -> None:
+    """Strict both ways: every expected tensor is there in its shape, nothing is left over but `VIDEO_ONLY`."""
+    missing = sorted(expected.keys() - found.keys())
+    extra = [name for name in sorted(found.keys() - expected.keys()) if not name.startswith(tuple(VIDEO_ONLY))]
+    shaped = [
+        f"{name} {found[name]} instead of {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    problems = [
+        f"{what}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
+        for what, names in (("missing", missing), ("not known", extra), ("of another shape", shaped))
+        if names
+    ]
+    if problems:
+        raise TensorMismatchError(
+            f"{path}: the tensors do not fit the recognised model. {'; '.join(problems)}. "
+            "Use the file as published, or a fine-tuned one with the same network."
+        )

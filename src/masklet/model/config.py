@@ -1,0 +1,20 @@
+"""The numbers that differ between published networks of one kind. Frozen, without defaults, without imports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PATCH_STRIDE = 4  # Hiera's first stage, in pixels
+STAGES = 4
+
+
+@dataclass(frozen=True)
+class HieraConfig:
+    """What differs between the published Hiera trunks."""
+
+    embed_dim: int  # channels of the first stage; doubled at every further one
+    num_heads: int  # of the first stage; doubled likewise
+    stages: tuple[int, ...]  # blocks per stage
+    global_att_blocks: tuple[int, ...]  # blocks, counted through all stages, without windows
+    window_spec: tuple[int, ...]  # window side per stage, in tokens
+    window_pos_embed_bkg_spatial_size: tuple[int, int]  # (H, W) of the background position table

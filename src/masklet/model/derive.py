@@ -1,0 +1,151 @@
+"""Arrays that depend on weights alone, computed once when a graph's weights are bound.
+
+A graph names such an array by a recipe, source tensors and settings; this module is the whole list of recipes.
+In: numpy arrays under the checkpoint's own keys. Out: numpy arrays (views where possible). Knows nothing about graphs,
+files or engines, and imports neither onnx nor onnxscript, so that the cached path stays light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from masklet.errors import EngineError
+from masklet.model.tokens import nested, raster
+
+
+def same(tensor: np.ndarray) -> np.ndarray:
+    """The tensor as it is."""
+    return tensor
+
+
+def rows(weight: np.ndarray, *, start: int, stop: int) -> np.ndarray:
+    """Rows [start, stop) of a matrix or entries of a bias: one of the parts that a file stores fused."""
+    return weight[start:stop]
+
+
+def flat(*tensors: np.ndarray) -> np.ndarray:
+    """Rows (..., C) of all tensors below each other: (T, C)."""
+    return np.concatenate([tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors])
+
+
+def stack(*tensors: np.ndarray) -> np.ndarray:
+    """Equal tensors along a new first axis."""
+    return np.stack(tensors)
+
+
+def stack_matrices(*weights: np.ndarray) -> np.ndarray:
+    """Linear weights (out, in) of several equal heads as one batch (heads, in, out)."""
+    return np.ascontiguousarray(np.stack(weights).transpose(0, 2, 1))
+
+
+def pointwise(weight: np.ndarray) -> np.ndarray:
+    """A 1x1 convolution (out, in, 1, 1) as a matrix (out, in)."""
+    return weight.reshape(weight.shape[0], weight.shape[1])
+
+
+def cell_matrix(weight: np.ndarray) -> np.ndarray:
+    """A 2x2 stride-2 convolution (out, in, 2, 2) as a matrix (out, 4 * in) over the four tokens of a cell."""
+    return np.ascontiguousarray(weight.transpose(0, 2, 3, 1)).reshape(weight.shape[0], -1)
+
+
+def uncell_matrix(weight: np.ndarray) -> np.ndarray:
+    """A 2x2 stride-2 transposed convolution (in, out, 2, 2) as a matrix (4 * out, in) that makes a cell."""
+    return np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(-1, weight.shape[0])
+
+
+def folded_weight(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Matrix of two 1x1 convolutions in a row: second @ first."""
+    return (pointwise(second).astype(np.float64) @ pointwise(first)).astype(np.float32)
+
+
+def folded_bias(first_bias: np.ndarray, second: np.ndarray, second_bias: np.ndarray) -> np.ndarray:
+    """Bias of two 1x1 convolutions in a row."""
+    return (pointwise(second).astype(np.float64) @ first_bias + second_bias).astype(np.float32)
+
+
+def hiera_position(table: np.ndarray, window: np.ndarray, *, grid: Sequence[int], block: int) -> np.ndarray:
+    """Hiera's windowed position table (T, C): bicubic background plus tiled window (Bolya et al. 2023).
+
+    `table` is (1, C, h, w), `window` (1, C, s, s); cubic a = -0.75, half-pixel centres, as torch computes it.
+    """
+    height, width = grid
+    background = np.einsum(
+        "yi,cij,xj->yxc",
+        _cubic_matrix(table.shape[2], height),
+        table[0].astype(np.float64),
+        _cubic_matrix(table.shape[3], width),
+        optimize=True,
+    )
+    size_h, size_w = window.shape[2:]
+    tiled = np.tile(window[0], (1, height // size_h, width // size_w)).transpose(1, 2, 0)
+    return _ordered((background + tiled).astype(np.float32), block)
+
+
+def dense_position(gaussian: np.ndarray, *, grid: Sequence[int], block: int) -> np.ndarray:
+    """Random Fourier features (T, C) of the centres of a grid (Tancik et al. 2020); `gaussian` is (2, C / 2)."""
+    height, width = grid
+    y = (np.arange(height, dtype=np.float32) + 0.5) / np.float32(height)
+    x = (np.arange(width, dtype=np.float32) + 0.5) / np.float32(width)
+    centres = np.stack(np.broadcast_arrays(x[None, :], y[:, None]), axis=-1).astype(np.float32)
+    angles = np.float32(2 * np.pi) * ((2 * centres - 1) @ gaussian.astype(np.float32))
+    return _ordered(np.concatenate([np.sin(angles), np.cos(angles)], axis=-1), block)
+
+
+def _ordered(table_hwc: np.ndarray, block: int) -> np.ndarray:
+    """Rows of a (H, W, C) table in `nested` order, or row by row for block 0."""
+    height, width, channels = table_hwc.shape
+    order = nested(height, width, block) if block else raster(height, width)
+    return table_hwc.reshape(-1, channels)[order.slots]
+
+
+def _cubic_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """(size_out, size_in) weights of bicubic interpolation without antialiasing, border replicated, float64."""
+    a = -0.75
+    centre = (np.arange(size_out) + 0.5) * size_in / size_out - 0.5
+    left = np.floor(centre).astype(int)
+    matrix = np.zeros((size_out, size_in))
+    for tap in range(-1, 3):
+        distance = np.abs(centre - (left + tap))
+        near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
+        far = a * (distance**3 - 5 * distance**2 + 8 * distance - 4)
+        np.add.at(
+            matrix,
+            (np.arange(size_out), np.clip(left + tap, 0, size_in - 1)),
+            np.where(distance <= 1, near, far),
+        )
+    return matrix
+
+
+RECIPES: dict[str, Callable[..., np.ndarray]] = {
+    recipe.__name__: recipe
+    for recipe in (
+        same,
+        rows,
+        flat,
+        stack,
+        stack_matrices,
+        pointwise,
+        cell_matrix,
+        uncell_matrix,
+        folded_weight,
+        folded_bias,
+        hiera_position,
+        dense_position,
+    )
+}
+
+
+def compute(recipe: str, sources: Sequence[np.ndarray], settings: dict) -> np.ndarray:
+    """Run a recipe by name; the result is float32, C-contiguous.
+
+    Raises EngineError for a recipe that this version doesn't know (a graph of another version).
+    """
+    if recipe not in RECIPES:
+        raise EngineError(
+            f"The graph asks for the weight recipe {recipe!r}; this version knows {', '.join(RECIPES)}. "
+            "Clear the graph cache with `masklet cache --clear`."
+        )
+    result = RECIPES[recipe](*sources, **settings)
+    return np.ascontiguousarray(result, dtype=np.float32)

@@ -1,0 +1,179 @@
+"""Hiera, SAM 2's image trunk (Ryali et al. 2023, arXiv:2306.00989), with windowed position embeddings.
+
+In: a normalised picture (1, 3, S, S). Out: the tokens of each of the four stages (1, T, C) in the given orders.
+Tokens never leave token form; pooling and windows are matters of order (see `tokens`). A block that changes stage
+still uses the window of the stage before it, and padding comes after norm1, so padded q, k and v are the bias.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+from onnxscript import nn
+
+from masklet.model import tokens
+from masklet.model.attention import attend
+from masklet.model.config import PATCH_STRIDE, STAGES, HieraConfig
+from masklet.model.layers import MLP, LayerNorm, Linear, ModuleList, Ops, Parameter, Weights
+from masklet.model.tokens import TokenOrder
+
+
+class MultiScaleAttention(nn.Module):
+    """Attention inside windows, queries pooled 2x2 where the stage changes; `window` 0 attends globally.
+
+    (1, T, dim) in `order` -> (1, T or T / 4, dim_out) in `order_out`. Keys `qkv`, `proj`.
+    """
+
+    def __init__(self, dim: int, dim_out: int, heads: int, window: int, pool: bool) -> None:
+        super().__init__()
+        self.qkv = Weights(weight=[3 * dim_out, dim], bias=[3 * dim_out])
+        self.proj = Linear(dim_out, dim_out)
+        self._dim, self._heads, self._window, self._pool = dim_out, heads, window, pool
+
+    def forward(  # type: ignore[override]
+        self, op: Ops, x: ir.Value, order: TokenOrder, order_out: TokenOrder
+    ) -> ir.Value:
+        inside = self._window_order(order)
+        x = op.rearrange(x, order, inside)
+
+        # Max pooling commutes with the bias, which attention adds.
+        q, k, v = (self._part(op, x, index) for index in range(3))
+        span = q_span = self._window**2 or len(inside.slots)
+        if self._pool:
+            q, q_span = op.pool_cells(q, self._dim), span // 4
+
+        # Each window is one of a batch.
+        q = op.reshape(q, (-1, q_span, self._dim))
+        k, v = (op.reshape(t, (-1, span, self._dim)) for t in (k, v))
+        bias = op.weight("same", self.qkv.bias)
+        x = attend(op, q, k, v, self._heads, self._dim // self._heads, bias)
+
+        x = op.reshape(x, (1, -1, self._dim))
+        x = op.rearrange(x, inside.pooled() if self._pool else inside, order_out)
+        return self.proj(op, x)
+
+    def _part(self, op: Ops, x: ir.Value, index: int) -> ir.Value:
+        """Queries, keys or values without their bias: (1, T, dim_out)."""
+        start = index * self._dim
+        return op.linear(x, op.weight("rows", self.qkv.weight, start=start, stop=start + self._dim))
+
+    def _window_order(self, order: TokenOrder) -> TokenOrder:
+        """The order in which each window is a run of tokens, in cells if pooled; the present one where it is so."""
+        suits = order.grouped or not self._pool
+        if self._window == 0:
+            return order if suits else tokens.cells(*order.grid_hw)
+        if suits and tokens.contiguous(order, self._window):
+            return order
+        return tokens.windows(*order.grid_hw, self._window)
+
+
+class MultiScaleBlock(nn.Module):
+    """Norm, windowed attention, norm, MLP. (1, T, dim) in `order` -> (1, T', dim_out) in `order_out`.
+
+    Keys `norm1`, `attn`, `norm2`, `mlp`, and `proj` where the stage changes.
+    """
+
+    def __init__(self, dim: int, dim_out: int, heads: int, window: int) -> None:
+        super().__init__()
+        self._pool, self._dim_out = dim != dim_out, dim_out
+        self.norm1 = LayerNorm(dim)
+        self.attn = MultiScaleAttention(dim, dim_out, heads, window, self._pool)
+        self.norm2 = LayerNorm(dim_out)
+        self.mlp = MLP((dim_out, 4 * dim_out, dim_out), "gelu")
+        if self._pool:
+            self.proj = Linear(dim, dim_out)
+
+    def forward(  # type: ignore[override]
+        self, op: Ops, x: ir.Value, order: TokenOrder, order_out: TokenOrder
+    ) -> ir.Value:
+        skip, x = x, self.norm1(op, x)
+        if self._pool:
+            grouped = order if order.grouped else tokens.cells(*order.grid_hw)
+            skip = op.pool_cells(op.rearrange(self.proj(op, x), order, grouped), self._dim_out)
+            skip = op.rearrange(skip, grouped.pooled(), order_out)
+        x = op.Add(skip, self.attn(op, x, order, order_out))
+        return op.Add(x, self.mlp(op, self.norm2(op, x)))
+
+
+class PatchEmbed(nn.Module):
+    """7x7 stride-4 convolution. (1, 3, S, S) -> (1, T, C) in the given order. Keys `proj`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.proj = PatchConvolution(channels)
+        self._channels = channels
+
+    def forward(self, op: Ops, image: ir.Value, order: TokenOrder) -> ir.Value:  # type: ignore[override]
+        x = op.Transpose(self.proj(op, image), perm=[0, 2, 3, 1])
+        op.tap("", x)
+        x = op.reshape(x, (1, -1, self._channels))
+        return op.rearrange(x, tokens.raster(*order.grid_hw), order)
+
+
+class PatchConvolution(nn.Module):
+    """(1, 3, S, S) -> (1, C, S / 4, S / 4). Keys `weight` (C, 3, 7, 7), `bias` (C)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = Parameter([channels, 3, 7, 7])
+        self.bias = Parameter([channels])
+
+    def forward(self, op: Ops, image: ir.Value) -> ir.Value:  # type: ignore[override]
+        return op.Conv(image, self.weight, self.bias, kernel_shape=[7, 7], strides=[4, 4], pads=[3, 3, 3, 3])
+
+
+class Hiera(nn.Module):
+    """The trunk. (1, 3, S, S) -> four times (1, T, C). Keys `patch_embed`, `pos_embed*`, `blocks`."""
+
+    def __init__(self, config: HieraConfig) -> None:
+        super().__init__()
+        dim, heads = config.embed_dim, config.num_heads
+        self.patch_embed = PatchEmbed(dim)
+        self.pos_embed = Parameter([1, dim, *config.window_pos_embed_bkg_spatial_size])
+        self.pos_embed_window = Parameter([1, dim, config.window_spec[0], config.window_spec[0]])
+
+        blocks: list[nn.Module] = []
+        self._stage_of: list[int] = []
+        for stage, depth in enumerate(config.stages):
+            for position in range(depth):
+                changes = stage > 0 and position == 0
+                window = config.window_spec[stage - 1 if changes else stage]
+                window = 0 if len(blocks) in config.global_att_blocks else window
+                heads *= 2 if changes else 1
+                blocks.append(MultiScaleBlock(dim, 2 * dim if changes else dim, heads, window))
+                dim *= 2 if changes else 1
+                self._stage_of.append(stage)
+        self.blocks = ModuleList(blocks)
+
+    def forward(  # type: ignore[override]
+        self, op: Ops, image: ir.Value, orders: tuple[TokenOrder, ...], block: int
+    ) -> list[ir.Value]:
+        """`orders` holds one order per stage, `block` the block size of the first stage's `nested` order or 0."""
+        x = self.patch_embed(op, image, orders[0])
+        grid = list(orders[0].grid_hw)
+        x = op.Add(x, op.weight("hiera_position", self.pos_embed, self.pos_embed_window, grid=grid, block=block))
+
+        outputs, stage = [], 0
+        for index, layer in enumerate(self.blocks):
+            if self._stage_of[index] != stage:
+                outputs.append(x)
+            order, stage = orders[stage], self._stage_of[index]
+            x = layer(op, x, order, orders[stage])
+            op.tap(f"blocks.{index}", x, (1, *orders[stage].grid_hw, -1))
+        return [*outputs, x]
+
+
+def stage_orders(config: HieraConfig, image_size: int, nested: bool) -> tuple[tuple[TokenOrder, ...], int]:
+    """Token orders of the four stages for a square picture, and the block size of the first (0: raster).
+
+    The block is as large as makes the third stage's windows contiguous too where they need no padding.
+    """
+    side = image_size // PATCH_STRIDE
+    if not nested:
+        return tuple(tokens.raster(side >> stage, side >> stage) for stage in range(STAGES)), 0
+    window = config.window_spec[2]
+    fits = window & (window - 1) == 0 and (side // 4) % window == 0
+    block = 4 * window if fits else 8
+    orders = [tokens.nested(side, side, block)]
+    for _ in range(STAGES - 1):
+        orders.append(orders[-1].pooled())
+    return tuple(orders), block

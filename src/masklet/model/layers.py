@@ -1,0 +1,200 @@
+"""The layers that every network shares, and the recorder that they write their ONNX operators to.
+
+`Ops` is what a module's forward gets as `op`: every ONNX operator as a method, plus the few compound ones whose
+form depends on the dialect. The dialect is chosen here and in `attention`, nowhere else:
+  fused     ONNX Runtime's own operators (domain com.microsoft), tokens in nested order, exact foldings
+  portable  the standard operator set only, otherwise the same
+  plain     the standard operator set, the reference's raster order, nothing folded; records named intermediates
+Knows nothing about checkpoints, files or sessions.
+
+Shape legend, here and in all modules: B images or prompts, T tokens, N points, C channels, M masks, H W grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+from onnxscript import GraphBuilder, OpBuilder, nn
+from onnxscript.nn import ModuleList, Parameter
+
+from masklet.model import derive
+from masklet.model.tokens import TokenOrder, gather_index
+
+Dialect = Literal["fused", "portable", "plain"]
+LAYER_NORM_EPS = 1e-6  # of Hiera and LayerNorm2d; torch's default 1e-5 elsewhere
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an initializer comes from checkpoint tensors: `derive.compute(name, [keys...], settings)`."""
+
+    name: str
+    keys: tuple[str, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+class Ops(OpBuilder):
+    """Records one stage's graph. Attributes that aren't defined here are ONNX operators: `op.MatMul(a, b)`."""
+
+    def __init__(self, builder: GraphBuilder, dialect: Dialect, keys: dict[int, str]) -> None:
+        """`keys` maps id(parameter) to its checkpoint key."""
+        super().__init__(builder, "", builder.graph.opset_imports[""])
+        self.dialect: Dialect = dialect
+        self.recipes: dict[str, Recipe] = {}
+        self.taps: dict[str, ir.Value] = {}
+        self._keys = keys
+        self._constants: dict[Any, ir.Value] = {}
+
+    @property
+    def fused(self) -> bool:
+        """True when ONNX Runtime's own operators may be used."""
+        return self.dialect == "fused"
+
+    def contrib(self, op_type: str, *inputs: ir.Value | None, outputs: int = 1, **attributes: Any) -> Any:
+        """An operator of the com.microsoft domain; its outputs are declared float32."""
+        made = self.builder.call_op(
+            op_type, list(inputs), attributes, domain="com.microsoft", version=1, outputs=outputs
+        )
+        for value in [made] if outputs == 1 else made:
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+        return made
+
+    def weight(self, recipe: str, *parameters: Parameter, **settings: Any) -> ir.Value:
+        """An initializer that is computed from checkpoint tensors by a recipe of `derive` when weights are bound."""
+        keys = tuple(self._keys[id(parameter)] for parameter in parameters)
+        arguments = [*keys, *(f"{key}={value}" for key, value in settings.items())]
+        name = f"{recipe}({', '.join(arguments)})"
+        if name not in self.recipes:
+            zeros = [np.zeros(static_shape(parameter), np.float32) for parameter in parameters]
+            shape = derive.compute(recipe, zeros, settings).shape
+            self.recipes[name] = Recipe(recipe, keys, settings)
+            value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+            self.builder.root.graph.initializers[name] = value
+        return self.builder.root.graph.initializers[name]
+
+    def constant(self, array: np.ndarray | float) -> ir.Value:
+        """A float32 or int64 constant that lives in the graph."""
+        array = np.asarray(array)
+        array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self._constants:
+            name = f"constant_{len(self._constants)}"
+            self._constants[key] = self.builder.initializer(ir.tensor(array, name=name), name, qualify=False)
+        return self._constants[key]
+
+    def reshape(self, x: ir.Value, shape: Sequence[int]) -> ir.Value:
+        """Reshape; 0 keeps a dimension, -1 infers one."""
+        return self.Reshape(x, self.constant(np.array(shape)))
+
+    def linear(self, x: ir.Value, weight: ir.Value) -> ir.Value:
+        """x (..., in) times the transpose of a checkpoint matrix (out, in), without bias."""
+        if self.fused:
+            return self.contrib("FusedMatMul", x, weight, transB=1)
+        return self.MatMul(x, self.Transpose(weight, perm=[1, 0]))
+
+    def bias_gelu(self, x: ir.Value, bias: ir.Value) -> ir.Value:
+        """Exact (erf) GELU of x + bias."""
+        return self.contrib("BiasGelu", x, bias) if self.fused else self.Gelu(self.Add(x, bias))
+
+    def rearrange(self, x: ir.Value, source: TokenOrder, target: TokenOrder) -> ir.Value:
+        """Tokens (B, T, C) from one order to another; padding slots become zero rows."""
+        index = gather_index(source, target)
+        if index is None:
+            return x
+        if (index == len(source.slots)).any():
+            behind = self.constant(np.array([0, 0, 0, 0, 1, 0]))
+            x = self.Pad(x, behind, self.constant(0.0))  # one zero row behind the last token
+        return self.Gather(x, self.constant(index), axis=1)
+
+    def pool_cells(self, x: ir.Value, channels: int) -> ir.Value:
+        """2x2 maximum over tokens (B, T, C) in grouped order: (B, T / 4, C)."""
+        return self.ReduceMax(self.reshape(x, (0, -1, 4, channels)), self.constant(np.array([2])), keepdims=0)
+
+    def tap(self, name: str, value: ir.Value, shape: Sequence[int] | None = None, **transpose: Any) -> None:
+        """In the plain dialect, record an intermediate under the current module path in the reference's layout."""
+        if self.dialect != "plain":
+            return
+        if shape is not None:
+            value = self.reshape(value, shape)
+        value = self.Transpose(value, **transpose) if transpose else self.Identity(value)
+        path = ".".join([part for part, _ in self.builder._scope_stack if part] + ([name] if name else []))
+        self.taps[path] = value
+
+
+def static_shape(parameter: Parameter) -> tuple[int, ...]:
+    """A parameter's shape as integers."""
+    return tuple(int(size) for size in parameter.shape)  # type: ignore[union-attr]
+
+
+class Linear(nn.Module):
+    """(..., in) -> (..., out). Keys `weight` (out, in) and `bias` (out)."""
+
+    def __init__(self, size_in: int, size_out: int) -> None:
+        super().__init__()
+        self.weight = Parameter([size_out, size_in])
+        self.bias = Parameter([size_out])
+
+    def forward(self, op: Ops, x: ir.Value, *, gelu: bool = False) -> ir.Value:  # type: ignore[override]
+        x = op.linear(x, self.weight)
+        return op.bias_gelu(x, self.bias) if gelu else op.Add(x, self.bias)
+
+
+class Weights(nn.Module):
+    """Parameters that enter the graph through recipes only."""
+
+    weight: Parameter
+    bias: Parameter
+
+    def __init__(self, **shapes: Sequence[int]) -> None:
+        super().__init__()
+        for name, shape in shapes.items():
+            setattr(self, name, Parameter(list(shape)))
+
+
+def pointwise(op: Ops, x: ir.Value, *convolutions: Weights) -> ir.Value:
+    """1x1 convolutions one after the other on tokens (B, T, in) -> (B, T, out); two fold into one but in plain."""
+    if len(convolutions) == 2 and op.dialect != "plain":
+        first, second = convolutions
+        x = op.linear(x, op.weight("folded_weight", first.weight, second.weight))
+        return op.Add(x, op.weight("folded_bias", first.bias, second.weight, second.bias))
+    for convolution in convolutions:
+        x = op.linear(x, op.weight("pointwise", convolution.weight))
+        x = op.Add(x, op.weight("same", convolution.bias))
+    return x
+
+
+class LayerNorm(nn.Module):
+    """(..., C) -> (..., C) over the last axis. Keys `weight` and `bias` (C)."""
+
+    def __init__(self, channels: int, eps: float = LAYER_NORM_EPS) -> None:
+        super().__init__()
+        self.weight = Parameter([channels])
+        self.bias = Parameter([channels])
+        self._eps = eps
+
+    def forward(self, op: Ops, x: ir.Value) -> ir.Value:  # type: ignore[override]
+        return op.LayerNormalization(x, self.weight, self.bias, axis=-1, epsilon=self._eps)
+
+
+class MLP(nn.Module):
+    """Linear layers with one activation between them. Keys `layers.{i}.weight`, `layers.{i}.bias`."""
+
+    def __init__(self, sizes: Sequence[int], activation: Literal["gelu", "relu"]) -> None:
+        super().__init__()
+        self.layers = ModuleList([Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)])
+        self._activation = activation
+
+    def forward(self, op: Ops, x: ir.Value) -> ir.Value:  # type: ignore[override]
+        last = len(self.layers) - 1
+        for index, layer in enumerate(self.layers):
+            if index == last:
+                x = layer(op, x)
+            elif self._activation == "gelu":
+                x = layer(op, x, gelu=True)
+            else:
+                x = op.Relu(layer(op, x))
+        return x

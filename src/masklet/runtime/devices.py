@@ -1,0 +1,84 @@
+"""Devices in plain words, as ONNX Runtime execution providers.
+
+In: a name such as "cpu" or "cuda", a thread count. Out: the provider list and session options for it.
+Knows nothing about models. Probes nothing until it is asked.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from masklet.errors import DeviceError, InputError
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device word, the provider behind it and what installs it."""
+
+    name: str
+    provider: str
+    install: str
+
+
+DEVICES = {
+    device.name: device
+    for device in (
+        Device("cpu", "CPUExecutionProvider", "pip install onnxruntime"),
+        Device("cuda", "CUDAExecutionProvider", "pip install onnxruntime-gpu"),
+        Device("tensorrt", "TensorrtExecutionProvider", "pip install onnxruntime-gpu tensorrt"),
+        Device("tensorrt-rtx", "NvTensorRTRTXExecutionProvider", "pip install onnxruntime-ep-nv-tensorrt-rtx"),
+        Device("openvino", "OpenVINOExecutionProvider", "pip install onnxruntime-openvino"),
+        Device("coreml", "CoreMLExecutionProvider", "pip install onnxruntime  (on macOS)"),
+        Device("mlx", "MLXExecutionProvider", "pip install onnxruntime-ep-mlx  (on Apple silicon)"),
+        Device("webgpu", "WebGpuExecutionProvider", "pip install onnxruntime-webgpu"),
+        Device("directml", "DmlExecutionProvider", "pip install onnxruntime-directml  (on Windows)"),
+        Device("qnn", "QNNExecutionProvider", "pip install onnxruntime-qnn"),
+        Device("rocm", "MIGraphXExecutionProvider", "pip install onnxruntime-migraphx"),
+    )
+}
+
+
+def find_device(name: str) -> Device:
+    """The device of that name, if ONNX Runtime has its provider here.
+
+    Raises DeviceError with close matches, or with the install line and what is available.
+    """
+    device = DEVICES.get(name.lower()) if isinstance(name, str) else None
+    if device is None:
+        close = difflib.get_close_matches(str(name).lower(), DEVICES, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise DeviceError(f"Unknown device {name!r}.{hint} Known are {', '.join(DEVICES)}.")
+    import onnxruntime
+
+    installed = onnxruntime.get_available_providers()
+    if device.provider not in installed:
+        here = ", ".join(word for word, known in DEVICES.items() if known.provider in installed)
+        raise DeviceError(
+            f"The device {device.name!r} needs ONNX Runtime's {device.provider}, which is not installed. "
+            f"Available here: {here}. To add it: {device.install}"
+        )
+    return device
+
+
+def session_options(threads: int | None) -> onnxruntime.SessionOptions:
+    """Options shared by all sessions. `threads` None lets ONNX Runtime take one per physical core."""
+    import onnxruntime
+
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise InputError(f"threads is {threads!r}; give a whole number of at least 1, or None for all cores.")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    options.log_severity_level = 3
+    return options
+
+
+def provider_arguments(device: Device) -> dict[str, Any]:
+    """The `providers` argument of a session: the device, and the CPU for what it can't run."""
+    names = [device.provider] if device.name == "cpu" else [device.provider, DEVICES["cpu"].provider]
+    return {"providers": names}

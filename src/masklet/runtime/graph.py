@@ -1,0 +1,129 @@
+"""Writes one stage of a network as an ONNX graph without weights.
+
+In: a family's configuration, a stage's name, an input size, a dialect. Out: a `Stage`: the serialised graph and, for
+every weight in it, where it comes from. Importing this module is light; writing a graph imports onnxscript.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from masklet.errors import EngineError
+from masklet.families.sam2 import Sam2Config
+
+OPSET = 20
+IR_VERSION = 10
+
+
+@dataclass(frozen=True)
+class WeightSource:
+    """Where an initializer's numbers come from: checkpoint tensors `keys`, through a recipe or (None) as they are."""
+
+    name: str
+    shape: tuple[int, ...]
+    keys: tuple[str, ...]
+    recipe: str | None
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A compiled stage. `tensors` are the checkpoint tensors that it reads, with their shapes."""
+
+    name: str
+    onnx: bytes
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    taps: tuple[str, ...]
+    weights: tuple[WeightSource, ...]
+    tensors: Mapping[str, tuple[int, ...]]
+
+    def manifest(self) -> str:
+        """Everything but the graph as JSON; `from_manifest` reads it back."""
+        values = asdict(self)
+        del values["onnx"]
+        return json.dumps(values, sort_keys=True)
+
+    @classmethod
+    def from_manifest(cls, text: str, onnx: bytes) -> Stage:
+        """Inverse of `manifest`. Raises ValueError, KeyError or TypeError for anything else."""
+        values = json.loads(text)
+        weights = tuple(
+            WeightSource(w["name"], tuple(w["shape"]), tuple(w["keys"]), w["recipe"], w["settings"])
+            for w in values["weights"]
+        )
+        return cls(
+            name=values["name"],
+            onnx=onnx,
+            inputs=tuple(values["inputs"]),
+            outputs=tuple(values["outputs"]),
+            taps=tuple(values["taps"]),
+            weights=weights,
+            tensors={key: tuple(shape) for key, shape in values["tensors"].items()},
+        )
+
+
+def write_stage(config: Sam2Config, name: str, image_size: int, dialect: str) -> Stage:
+    """Record a stage; `dialect` is "fused", "portable" or "plain" (see `model.layers`)."""
+    import onnx_ir as ir
+    from onnxscript import GraphBuilder
+
+    from masklet.families.sam2_stages import STAGES, Sam2
+    from masklet.model.layers import Ops, static_shape
+
+    graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET, "com.microsoft": 1}, name=name)
+    network = Sam2(config)
+    parameters = dict(network.named_parameters())
+    op = Ops(GraphBuilder(graph), dialect, {id(value): key for key, value in parameters.items()})  # type: ignore[arg-type]
+    outputs = {**STAGES[name](op, network, config, image_size), **op.taps}
+    for output_name, value in outputs.items():
+        value.name = output_name
+        graph.outputs.append(value)
+
+    weights = _declare_weights(graph, op.recipes, {id(value): key for key, value in parameters.items()})
+    used = sorted({key for weight in weights for key in weight.keys})
+    for node in graph:
+        node.metadata_props.clear()
+    if dialect != "fused":
+        del graph.opset_imports["com.microsoft"]
+    model = ir.Model(graph, ir_version=IR_VERSION, producer_name="masklet")
+    return Stage(
+        name=name,
+        onnx=ir.to_proto(model).SerializeToString(),
+        inputs=tuple(value.name or "" for value in graph.inputs),
+        outputs=tuple(outputs),
+        taps=tuple(op.taps),
+        weights=tuple(weights),
+        tensors={key: static_shape(parameters[key]) for key in used},
+    )
+
+
+def _declare_weights(graph: Any, recipes: Mapping[str, Any], keys: Mapping[int, str]) -> list[WeightSource]:
+    """Mark every initializer without numbers as external and say where its numbers come from."""
+    import onnx_ir as ir
+
+    weights = []
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]  # a module registers all its parameters, also those used by recipe only
+            continue
+        if value.const_value is not None:
+            continue
+        shape = tuple(int(size) for size in value.shape)
+        recipe = recipes.get(name)
+        if recipe is None and keys.get(id(value)) != name:
+            raise EngineError(f"The parameter {keys.get(id(value))!r} was recorded as {name!r}; this is a bug.")
+        if recipe is None:
+            weights.append(WeightSource(name, shape, (name,), None, {}))
+        else:
+            weights.append(WeightSource(name, shape, recipe.keys, recipe.name, recipe.settings))
+        size = 4
+        for extent in shape:
+            size *= extent
+        value.const_value = ir.ExternalTensor(
+            "weights", 0, size, ir.DataType.FLOAT, shape=ir.Shape(shape), name=name
+        )
+    return weights
