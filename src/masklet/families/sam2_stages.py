@@ -12,11 +12,11 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from masklet.families.sam2 import Sam2Config
-from masklet.model.hiera import stage_orders
 from masklet.model.layers import Ops, Parameter
 from masklet.model.mask_decoder import MaskDecoder
 from masklet.model.neck import ImageEncoder, Pyramid
 from masklet.model.prompt_encoder import PromptEncoder
+from masklet.model.tokens import stage_orders
 
 Outputs = dict[str, ir.Value]
 
@@ -39,9 +39,9 @@ def encode_image(op: Ops, net: Sam2, config: Sam2Config, size: int) -> Outputs:
     decoder = net.sam_mask_decoder
     pyramid = net.image_encoder(op, image, orders, block, (decoder.conv_s0, decoder.conv_s1))
     embedding = op.Add(pyramid.stride16, op.weight("same", net.no_mem_embed))
-    op.tap("image_embed", embedding, (1, *orders[2].grid_hw, config.d_model), perm=[0, 3, 1, 2])
-    op.tap("high_res_feats.0", pyramid.stride4, (1, *orders[0].grid_hw, config.d_model // 8), perm=[0, 3, 1, 2])
-    op.tap("high_res_feats.1", pyramid.stride8, (1, *orders[1].grid_hw, config.d_model // 4), perm=[0, 3, 1, 2])
+    op.tap("sam_mask_decoder.conv_s0", pyramid.stride4, (1, *orders[0].grid_hw, -1), perm=[0, 3, 1, 2])
+    op.tap("sam_mask_decoder.conv_s1", pyramid.stride8, (1, *orders[1].grid_hw, -1), perm=[0, 3, 1, 2])
+    op.tap("image_embed", embedding, (1, *orders[2].grid_hw, -1), perm=[0, 3, 1, 2])
     return {
         "stride4": pyramid.stride4,
         "stride8": pyramid.stride8,
@@ -58,7 +58,7 @@ def encode_points(op: Ops, net: Sam2, config: Sam2Config, size: int) -> Outputs:
     coords = _input(op, "coords", ("B", "N", 2))
     labels = _input(op, "labels", ("B", "N"), ir.DataType.INT64)
     sparse = net.sam_prompt_encoder.points(op, coords, labels, size)
-    op.tap("sparse_embeddings", sparse)
+    op.tap("sam_prompt_encoder.sparse", sparse)
     return {"sparse": sparse, "dense": op.reshape(net.sam_prompt_encoder.no_mask(op), (1, 1, config.d_model))}
 
 
@@ -67,7 +67,7 @@ def encode_mask(op: Ops, net: Sam2, config: Sam2Config, size: int) -> Outputs:
     mask = _input(op, "mask", ("B", 1, size // 4, size // 4))
     orders, _ = stage_orders(config.trunk, size, nested=op.dialect != "plain")
     dense = net.sam_prompt_encoder.mask(op, mask, orders)
-    op.tap("dense_embeddings", dense, (-1, *orders[2].grid_hw, config.d_model), perm=[0, 3, 1, 2])
+    op.tap("sam_prompt_encoder.dense", dense, (-1, *orders[2].grid_hw, config.d_model), perm=[0, 3, 1, 2])
     return {"dense": dense}
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from masklet.errors import EngineError
-from masklet.model.tokens import nested, raster
+from masklet.model.tokens import nested_blocks, raster
 
 
 def same(tensor: np.ndarray) -> np.ndarray:
@@ -94,9 +94,9 @@ def dense_position(gaussian: np.ndarray, *, grid: Sequence[int], block: int) -> 
 
 
 def _ordered(table_hwc: np.ndarray, block: int) -> np.ndarray:
-    """Rows of a (H, W, C) table in `nested` order, or row by row for block 0."""
+    """Rows of a (H, W, C) table in `nested_blocks` order, or row by row for block 0."""
     height, width, channels = table_hwc.shape
-    order = nested(height, width, block) if block else raster(height, width)
+    order = nested_blocks(height, width, block) if block else raster(height, width)
     return table_hwc.reshape(-1, channels)[order.slots]
 
 

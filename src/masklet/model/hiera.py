@@ -12,7 +12,7 @@ from onnxscript import nn
 
 from masklet.model import tokens
 from masklet.model.attention import attend
-from masklet.model.config import PATCH_STRIDE, STAGES, HieraConfig
+from masklet.model.config import HieraConfig
 from masklet.model.layers import MLP, LayerNorm, Linear, ModuleList, Ops, Parameter, Weights
 from masklet.model.tokens import TokenOrder
 
@@ -160,20 +160,3 @@ class Hiera(nn.Module):
             x = layer(op, x, order, orders[stage])
             op.tap(f"blocks.{index}", x, (1, *orders[stage].grid_hw, -1))
         return [*outputs, x]
-
-
-def stage_orders(config: HieraConfig, image_size: int, nested: bool) -> tuple[tuple[TokenOrder, ...], int]:
-    """Token orders of the four stages for a square picture, and the block size of the first (0: raster).
-
-    The block is as large as makes the third stage's windows contiguous too where they need no padding.
-    """
-    side = image_size // PATCH_STRIDE
-    if not nested:
-        return tuple(tokens.raster(side >> stage, side >> stage) for stage in range(STAGES)), 0
-    window = config.window_spec[2]
-    fits = window & (window - 1) == 0 and (side // 4) % window == 0
-    block = 4 * window if fits else 8
-    orders = [tokens.nested(side, side, block)]
-    for _ in range(STAGES - 1):
-        orders.append(orders[-1].pooled())
-    return tuple(orders), block

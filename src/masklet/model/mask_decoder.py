@@ -77,12 +77,11 @@ class MaskDecoder(nn.Module):
         image = op.Expand(image, op.Concat(batch, op.constant(np.array([1, 1])), axis=0))
 
         hs, image = self.transformer(op, points, image, image_pe)
-        op.tap("transformer.hs", hs)
         mask_tokens = op.Slice(hs, op.constant(np.array([2])), op.constant(np.array([2 + MASKS])), _axis(op, 1))
 
         # Masks: upscaled image features times one generated filter per mask token.
-        upscaled = self._upscaled(op, image, features, orders)
-        logits = op.MatMul(upscaled, op.Transpose(self._filters(op, mask_tokens), perm=[0, 2, 1]))  # B 16T 4
+        upscaled, filters = self._upscaled(op, image, features, orders), self._filters(op, mask_tokens)
+        logits = op.MatMul(upscaled, op.Transpose(filters, perm=[0, 2, 1]))  # B 16T 4
         height, width = orders[0].grid_hw
         logits = op.Transpose(logits, perm=[0, 2, 1])
         logits = self._raster(op, logits, orders[0])
@@ -90,7 +89,9 @@ class MaskDecoder(nn.Module):
 
         iou = op.Sigmoid(self.iou_prediction_head(op, op.Gather(hs, op.constant(np.array(1)), axis=1)))
         score = self.pred_obj_score_head(op, op.Gather(hs, op.constant(np.array(0)), axis=1))
-        return DecodedValues(logits, iou, score, mask_tokens)
+        decoded = DecodedValues(logits, iou, score, mask_tokens)
+        self._tap(op, decoded, upscaled, filters, (height, width))
+        return decoded
 
     def _upscaled(
         self, op: Ops, image: ir.Value, features: Pyramid, orders: tuple[TokenOrder, ...]
@@ -124,6 +125,19 @@ class MaskDecoder(nn.Module):
             x = op.Add(op.MatMul(x, weight), op.Unsqueeze(bias, _axis(op, 1)))
             x = op.Relu(x) if depth < 2 else x
         return op.Transpose(x, perm=[1, 0, 2])
+
+    def _tap(
+        self, op: Ops, decoded: DecodedValues, upscaled: ir.Value, filters: ir.Value, grid_hw: tuple[int, int]
+    ) -> None:
+        if op.dialect != "plain":
+            return
+        op.tap("output_upscaling.4", upscaled, (0, *grid_hw, -1), perm=[0, 3, 1, 2])
+        for index in range(MASKS):
+            op.tap(f"output_hypernetworks_mlps.{index}", op.Gather(filters, op.constant(np.array(index)), axis=1))
+        op.tap("all_masks", decoded.logits)
+        op.tap("all_ious", decoded.iou)
+        op.tap("mask_tokens", decoded.tokens)
+        op.tap("object_score_logits", decoded.object_score)
 
     def _raster(self, op: Ops, logits: ir.Value, order: TokenOrder) -> ir.Value:
         """(B, 4, T) from the given order to raster."""

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from masklet.model.config import PATCH_STRIDE, STAGES, HieraConfig
+
 
 @dataclass(frozen=True, eq=False)
 class TokenOrder:
@@ -66,7 +68,7 @@ def cells(height: int, width: int) -> TokenOrder:
     return TokenOrder((height, width), places.transpose(0, 2, 1, 3).reshape(-1))
 
 
-def nested(height: int, width: int, block: int) -> TokenOrder:
+def nested_blocks(height: int, width: int, block: int) -> TokenOrder:
     """Blocks of `block` x `block` tokens row by row; inside a block, quarters of quarters down to 2x2 cells.
 
     `block` is a power of two that divides both sides.
@@ -112,3 +114,20 @@ def contiguous(source: TokenOrder, size: int) -> bool:
     runs = source.slots.reshape(-1, size * size)
     window = (runs // width // size) * (width // size) + runs % width // size
     return bool(np.all(window == window[:, :1]))
+
+
+def stage_orders(config: HieraConfig, image_size: int, nested: bool) -> tuple[tuple[TokenOrder, ...], int]:
+    """Token orders of the four stages for a square picture, and the block size of the first (0: raster).
+
+    The block is as large as makes the third stage's windows contiguous too where they need no padding.
+    """
+    side = image_size // PATCH_STRIDE
+    if not nested:
+        return tuple(raster(side >> stage, side >> stage) for stage in range(STAGES)), 0
+    window = config.window_spec[2]
+    fits = window & (window - 1) == 0 and (side // 4) % window == 0
+    block = 4 * window if fits else 8
+    orders = [nested_blocks(side, side, block)]
+    for _ in range(STAGES - 1):
+        orders.append(orders[-1].pooled())
+    return tuple(orders), block

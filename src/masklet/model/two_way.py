@@ -52,6 +52,8 @@ class TwoWayAttentionBlock(nn.Module):
         # The image looks at the tokens.
         q = op.Add(queries, query_pe)
         keys = self.norm4(op, op.Add(keys, self.cross_attn_image_to_token(op, k, q, queries)))
+        op.tap("queries", queries)
+        op.tap("keys", keys)
         return queries, keys
 
 
@@ -73,4 +75,7 @@ class TwoWayTransformer(nn.Module):
 
         q, k = op.Add(queries, points), op.Add(keys, image_pe)
         queries = op.Add(queries, self.final_attn_token_to_image(op, q, k, keys))
-        return self.norm_final_attn(op, queries), keys
+        queries = self.norm_final_attn(op, queries)
+        op.tap("hs", queries)
+        op.tap("src", keys)
+        return queries, keys

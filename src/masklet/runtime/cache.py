@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,9 @@ from masklet.runtime.graph import Stage, write_stage
 
 SUFFIX = ".stage"
 ENVIRONMENT = "MASKLET_CACHE"
+
+# What a damaged entry makes zipfile and the manifest's reader raise.
+_DAMAGE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, ValueError, KeyError, TypeError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -98,8 +102,8 @@ def _read(path: Path) -> Stage | None:
             return Stage.from_manifest(archive.read("manifest.json").decode(), archive.read("graph.onnx"))
     except FileNotFoundError:
         return None
-    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, NotImplementedError, RuntimeError, EOFError):
-        return None  # damaged: the caller writes it anew over the old one
+    except _DAMAGE:
+        return None  # the caller writes it anew over the old one
 
 
 def _write(path: Path, stage: Stage) -> None:

@@ -67,15 +67,22 @@ def find_device(name: str) -> Device:
 
 
 def session_options(threads: int | None) -> onnxruntime.SessionOptions:
-    """Options shared by all sessions. `threads` None lets ONNX Runtime take one per physical core."""
+    """Options shared by all sessions. `threads` None takes every processor that this process may use."""
     import onnxruntime
 
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise InputError(f"threads is {threads!r}; give a whole number of at least 1, or None for all cores.")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
-    options.log_severity_level = 3
+    options.intra_op_num_threads = threads or usable_cores()
+    options.log_severity_level = 3  # errors only; they also come back as exceptions
     return options
+
+
+def usable_cores() -> int:
+    """How many processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def provider_arguments(device: Device) -> dict[str, Any]:

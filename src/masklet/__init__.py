@@ -1,0 +1,40 @@
+"""Run the Segment Anything family on pictures and video, without PyTorch.
+
+    import masklet
+
+    predictor = masklet.ImagePredictor(masklet.load("sam2.1_hiera_tiny"))
+    predictor.set_image("photo.jpg")
+    masks, scores, low_res = predictor.predict(point_coords=[[500, 375]], point_labels=[1])
+
+Importing does nothing: each public name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from masklet.errors import MaskletError
+    from masklet.pipeline.image import ImagePredictor
+    from masklet.pipeline.model import Model, load
+
+__version__ = "0.1.0"
+__all__ = ["ImagePredictor", "MaskletError", "Model", "load"]
+
+_HOMES = {
+    "ImagePredictor": "masklet.pipeline.image",
+    "MaskletError": "masklet.errors",
+    "Model": "masklet.pipeline.model",
+    "load": "masklet.pipeline.model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'masklet' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

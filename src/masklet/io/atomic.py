@@ -1,0 +1,60 @@
+"""Writing a file all or nothing.
+
+In: a path and what a `with` block writes. Out: the whole file under that path, or no trace. Knows nothing
+about what is written.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from masklet.errors import MaskletError, OutputError
+
+
+@contextmanager
+def open_atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A binary file that appears under `path` only when the block ends without an exception.
+
+    The bytes go to a temporary file in the same folder, are synced to disk, and take the final name in one
+    step. After any exception, Ctrl-C included, the temporary file is gone and what was at `path` before is
+    untouched. A symbolic link is written through. Raises `OutputError` where the file system refuses.
+    """
+    if "\0" in os.fspath(path):
+        raise OutputError(f"cannot write {os.fspath(path)!r}: a file name cannot contain a null character")
+    target = Path(os.path.realpath(path))
+    temporary = target.parent / f".masklet-{secrets.token_hex(8)}.tmp"
+    try:
+        # Not `tempfile`: its files are private to the user, and the result should follow the umask like any
+        # other output.
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and not isinstance(error, MaskletError):
+            raise OutputError(_explain(error, target)) from error
+        raise
+
+
+def _explain(error: OSError, target: Path) -> str:
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        reason = "the disk (or your quota on it) is full; free some space or choose another folder"
+    elif error.errno == errno.EFBIG:
+        reason = "the file system, or a limit of this account, does not allow a file of that size"
+    elif error.errno in (errno.ENOENT, errno.ENOTDIR):
+        reason = f"the folder {str(target.parent)!r} does not exist; create it first"
+    elif target.is_dir():
+        reason = "it is a folder; give the name of a file"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        reason = "no permission to write there, or another program holds the file open; choose another folder"
+    return f"cannot write {str(target)!r}: {reason}. Nothing was left behind."

@@ -1,0 +1,167 @@
+"""A loaded model: a checkpoint, its configuration, and its stages as sessions that are made when first needed.
+
+In: a path or a published name. Out: `Model`, which the predictors share. Knows nothing about pictures or prompts.
+"""
+
+from __future__ import annotations
+
+import os
+import threading as _threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from masklet import registry
+from masklet.errors import InputError, ModelNotFoundError, UnknownFormatError
+from masklet.families import sam2
+from masklet.families.keymaps import canonical
+from masklet.families.sam2 import Sam2Config
+from masklet.io.checkpoints import open_checkpoint
+from masklet.model.tokens import TokenOrder, stage_orders
+from masklet.runtime.cache import load_stage
+from masklet.runtime.devices import find_device
+from masklet.runtime.graph import Stage
+from masklet.runtime.session import Session
+from masklet.types import Candidates, ImageFeatures, Prompts
+
+if TYPE_CHECKING:
+    from onnxruntime import OrtValue
+
+PRECISIONS = ("f32",)
+FUSED_DEVICES = ("cpu", "cuda")  # whose providers have ONNX Runtime's own operators
+
+
+class Model:
+    """A network with its weights on a device. Made by `load`; shared by any number of predictors.
+
+    Safe to use from several threads. Not usable in a child that was forked after loading: stages say so.
+    """
+
+    def __init__(
+        self,
+        config: Sam2Config,
+        tensors: Mapping[str, tuple[int, ...]],
+        array: Callable[[str], np.ndarray],
+        *,
+        source: str,
+        device: str = "cpu",
+        threads: int | None = None,
+        precision: str = "f32",
+        image_size: int | None = None,
+    ) -> None:
+        """`tensors` are names and shapes in canonical keys, `array` gives their values. See `load`."""
+        if precision not in PRECISIONS:
+            raise InputError(f"precision is {precision!r}; allowed is {', '.join(PRECISIONS)}.")
+        self.config = config
+        self.source = source
+        self.image_size = _checked_size(image_size or config.image_size)
+        self.device = find_device(device)
+        self.threads = threads
+        self.precision = precision
+        self._array = array
+        dialect = "fused" if self.device.name in FUSED_DEVICES else "portable"
+        self._stages = {
+            name: load_stage(config, name, self.image_size, dialect) for name in sam2.IMAGE_STAGES
+        }
+        expected = {key: shape for stage in self._stages.values() for key, shape in stage.tensors.items()}
+        sam2.check_tensors(expected, tensors, source)
+        self._sessions: dict[str, Session] = {}
+        self._lock = _threading.Lock()
+
+    def __repr__(self) -> str:
+        name = sam2.preset_name(self.config) or "custom"
+        return f"Model({name}, image_size={self.image_size}, device={self.device.name!r}, source={self.source!r})"
+
+    @property
+    def orders(self) -> tuple[TokenOrder, ...]:
+        """The token order of each of the trunk's stages."""
+        return stage_orders(self.config.trunk, self.image_size, nested=True)[0]
+
+    def stage(self, name: str) -> Stage:
+        """A compiled stage by name."""
+        return self._stages[name]
+
+    def session(self, name: str) -> Session:
+        """The running session of a stage, made on first use."""
+        with self._lock:
+            if name not in self._sessions:
+                self._sessions[name] = Session(self._stages[name], self._array, self.device, self.threads)
+            return self._sessions[name]
+
+    def encode_image(self, image: np.ndarray, size_hw: tuple[int, int]) -> ImageFeatures:
+        """(1, 3, S, S) float32, normalised -> features; `size_hw` is the picture's own size."""
+        values = self.session("encode_image").run({"image": image}, ["stride4", "stride8", "embedding"])
+        return ImageFeatures(size_hw, values)
+
+    def decode(self, features: ImageFeatures, prompts: Prompts) -> Candidates:
+        """Four mask candidates for each of the prompts' B objects."""
+        embedded = self.session("encode_points").run({"coords": prompts.coords, "labels": prompts.labels})
+        dense: OrtValue = embedded["dense"]
+        if prompts.mask is not None:
+            dense = self.session("encode_mask").run({"mask": prompts.mask})["dense"]
+        feeds = {**features.values, "sparse": embedded["sparse"], "dense": dense}
+        values = self.session("decode_masks").run(feeds)
+        return Candidates(**{name: value.numpy() for name, value in values.items()})
+
+
+def load(
+    path_or_name: str | os.PathLike[str],
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    precision: str = "f32",
+    image_size: int | None = None,
+) -> Model:
+    """Load a model from a checkpoint file, or by its published name (downloaded when it isn't there yet).
+
+    `device` is an execution provider in plain words ("cpu", "cuda", "openvino", ...), `threads` how many the CPU
+    uses (None: all), `image_size` the side of the square input in pixels, a multiple of 32 (None: the model's own).
+    Raises ModelNotFoundError, CheckpointError and its kinds, DownloadError, DeviceError, InputError.
+    """
+    path = find_file(path_or_name)
+    checkpoint = open_checkpoint(path)
+    tensors = canonical(checkpoint)
+    if sam2.CONFIG_KEY in checkpoint.metadata:
+        config = sam2.from_metadata(checkpoint.metadata[sam2.CONFIG_KEY])
+    elif sam2.matches(tensors.shapes):
+        config = sam2.recognise(tensors.shapes)
+    else:
+        some = ", ".join(sorted(tensors.shapes)[:3]) or "no tensors"
+        raise UnknownFormatError(
+            f"{path}: not a model of a family that this version knows (SAM 2, SAM 2.1). Its tensors start with {some}."
+        )
+    return Model(
+        config,
+        tensors.shapes,
+        tensors.array,
+        source=str(path),
+        device=device,
+        threads=threads,
+        precision=precision,
+        image_size=image_size,
+    )
+
+
+def find_file(path_or_name: str | os.PathLike[str]) -> Path:
+    """The local file of a path or published name; a path never touches the network."""
+    text = os.fspath(path_or_name)
+    path = Path(text).expanduser()
+    if path.exists():
+        return path
+    try:
+        published = registry.find(text)
+    except ModelNotFoundError as error:
+        if path.suffix or path.is_absolute():
+            raise ModelNotFoundError(f"There is no file {text!r}. {error}") from error
+        raise
+    from masklet.io.hub import fetch
+
+    return fetch(published)
+
+
+def _checked_size(size: int) -> int:
+    if not isinstance(size, int) or isinstance(size, bool) or size < sam2.SIZE_MULTIPLE or size % sam2.SIZE_MULTIPLE:
+        raise InputError(f"image_size is {size!r}; give a multiple of {sam2.SIZE_MULTIPLE} pixels, such as 1024.")
+    return size

@@ -1,0 +1,115 @@
+"""What holds for every test: no network beyond this machine, caches of their own, globals put back.
+
+The first two are set up before any test module is imported, because libraries read some variables when they
+are imported. Processes that tests start inherit the variables but not the patched sockets: the variables for
+proxies lead their traffic to a closed port.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_CLEANUP = pytest.StashKey[contextlib.ExitStack]()
+_CLOSED_PORT = "http://127.0.0.1:9"  # the discard service, which nobody runs
+_PROXIES = ("http_proxy", "https_proxy", "all_proxy")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Block the network and point the caches away from the user's own."""
+    cleanup = config.stash[_CLEANUP] = contextlib.ExitStack()
+    patch = cleanup.enter_context(pytest.MonkeyPatch.context())
+    folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="masklet-tests-")))
+    _patch_environment(patch, folder)
+    _block_network(patch)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Undo `pytest_configure`."""
+    if _CLEANUP in config.stash:
+        config.stash[_CLEANUP].close()
+
+
+@pytest.fixture(autouse=True)
+def restore_globals() -> Iterator[None]:
+    """Put back what a test may change for the whole process: variables, folder, signal handler, logger."""
+    folder = Path.cwd()
+    environment = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    interrupt = signal.getsignal(signal.SIGINT)
+    logger = logging.getLogger("masklet")
+    level, handlers, propagate = logger.level, list(logger.handlers), logger.propagate
+    yield
+    for name in os.environ.keys() - environment.keys():
+        if name != "PYTEST_CURRENT_TEST":
+            del os.environ[name]
+    os.environ.update(environment)
+    os.chdir(folder)
+    signal.signal(signal.SIGINT, interrupt)
+    logger.setLevel(level)
+    logger.handlers[:], logger.propagate = handlers, propagate
+
+
+def _patch_environment(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    for name in [name for name in os.environ if name.startswith(("MASKLET_", "HF_", "HUGGING"))]:
+        patch.delenv(name)
+    patch.setenv("MASKLET_CACHE", str(folder / "masklet"))
+    patch.setenv("HF_HOME", str(folder / "huggingface"))
+    patch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    patch.setenv("HF_HUB_DISABLE_XET", "1")  # a downloader that opens sockets outside Python
+    for name in _PROXIES:
+        patch.setenv(name, _CLOSED_PORT)
+        patch.setenv(name.upper(), _CLOSED_PORT)
+    patch.setenv("no_proxy", "127.0.0.1,localhost,::1")
+    patch.setenv("NO_PROXY", "127.0.0.1,localhost,::1")
+
+
+def _block_network(patch: pytest.MonkeyPatch) -> None:
+    connect, connect_ex, sendto = socket.socket.connect, socket.socket.connect_ex, socket.socket.sendto
+    resolve = socket.getaddrinfo
+
+    def guarded_connect(self: socket.socket, address: Any) -> None:
+        _refuse_unless_local(self.family, address)
+        return connect(self, address)
+
+    def guarded_connect_ex(self: socket.socket, address: Any) -> int:
+        _refuse_unless_local(self.family, address)
+        return connect_ex(self, address)
+
+    def guarded_sendto(self: socket.socket, data: Any, *rest: Any) -> int:
+        _refuse_unless_local(self.family, rest[-1])
+        return sendto(self, data, *rest)
+
+    def guarded_resolve(host: Any, *rest: Any, **options: Any) -> Any:
+        if host is not None and not _is_local(host):
+            raise OSError(f"the tests may not look up {host!r}: only this machine itself is reachable")
+        return resolve(host, *rest, **options)
+
+    patch.setattr(socket.socket, "connect", guarded_connect)
+    patch.setattr(socket.socket, "connect_ex", guarded_connect_ex)
+    patch.setattr(socket.socket, "sendto", guarded_sendto)
+    patch.setattr(socket, "getaddrinfo", guarded_resolve)
+
+
+def _refuse_unless_local(family: int, address: Any) -> None:
+    if family in (socket.AF_INET, socket.AF_INET6) and not _is_local(address[0]):
+        raise OSError(f"the tests may not connect to {address!r}: only this machine itself is reachable")
+
+
+def _is_local(host: str | bytes) -> bool:
+    name = host.decode() if isinstance(host, bytes) else host
+    if name in ("localhost", ""):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
