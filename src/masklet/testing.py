@@ -1,14 +1,17 @@
 """Stand-ins for tests and demonstrations: seeded "lively" weights and synthetic pictures with known masks.
 
-In: tensor names and shapes, or a seed and a picture's size. Out: numpy arrays. Knows nothing about engines, graphs or files.
+In: tensor names and shapes, or a seed and a picture's size. Out: numpy arrays; and checkpoints made of them.
+Weights and pictures know nothing about engines, graphs or files.
 
-Randomly initialised reference models have zero positional tables and unit norms, which hide bugs: a table that is added in
-the wrong place changes nothing. `lively_weights` therefore gives every tensor a value that matters, at a scale that keeps
-activations sane through the deepest trunk, so that masks are neither empty nor full.
+Randomly initialised reference models have zero positional tables and unit norms, which hide bugs: a table
+that is added in the wrong place changes nothing. `lively_weights` therefore gives every tensor a value that
+matters, at a scale that keeps activations sane through the deepest trunk, so that masks are neither empty nor
+full.
 
-Everything here is bit-identical on every platform and numpy version: only the raw words of PCG64 (a stream that numpy
-guarantees), integer arithmetic, and single float32 operations, which IEEE 754 rounds exactly. No value passes through a
-library's `exp`, `sin` or `normal`, so expected outputs made on one machine hold on all.
+Everything here is bit-identical on every platform and numpy version: only the raw words of PCG64 (a stream
+that numpy guarantees), integer arithmetic, and single float32 operations, which IEEE 754 rounds exactly. No
+value passes through a library's `exp`, `sin` or `normal`, so expected outputs made on one machine hold on
+all.
 """
 
 from __future__ import annotations
@@ -35,19 +38,21 @@ __all__ = [
     "stand_in_weights",
     "synthetic_scene",
     "tiny_config",
+    "weights_sha256",
     "write_stand_in",
 ]
 
-# ---------------------------------------------------------------------------------------------------------------- weights
+# ---------------------------------------------------------------------------------------------------- weights
 
-# A sum of four uniform 16-bit words: mean 4 * 65535 / 2, variance 4 * (65536^2 - 1) / 12. Near enough to a normal (excess
-# kurtosis -0.3, nothing beyond 3.5 standard deviations), and exact in float32.
+# A sum of four uniform 16-bit words: mean 4 * 65535 / 2, variance 4 * (65536^2 - 1) / 12. Near enough to a
+# normal (excess kurtosis -0.3, nothing beyond 3.5 standard deviations), and exact in float32.
 _SUM_MEAN = np.float32(4 * 65535 / 2)
 _SUM_STD = np.float32(math.sqrt(4 * (65536.0**2 - 1) / 12))
 
-# The last layers of the hypernetworks set the spread of the mask logits. Trained models have 4 to 8: some logits exceed the
-# clamp at +-32. The single mask's (token 0) is smaller, so that its stability falls on both sides of the threshold 0.98.
-# Given for 32 output channels; logits are sums over these channels, so fewer of them get more.
+# The last layers of the hypernetworks set the spread of the mask logits. Trained models have 4 to 8: some
+# logits exceed the clamp at +-32. The single mask's (token 0) is smaller, so that its stability falls on both
+# sides of the threshold 0.98. Given for 32 output channels; logits are sums over these channels, so fewer of
+# them get more.
 _SINGLE_MASK_GAIN, _MULTIMASK_GAIN, _GAIN_CHANNELS = 1.25, 2.0, 32
 
 _RANDOM_FOURIER = re.compile(r"(^|\.)positional_encoding_gaussian_matrix$")
@@ -65,9 +70,9 @@ def lively_weights(
 ) -> dict[str, np.ndarray]:
     """Seeded float32 weights for tensors of a SAM 2 checkpoint, by Meta's names.
 
-    Each tensor depends on `seed`, its own name and its own shape only: neither order nor company matters, so a part of a
-    model gets the same values as the whole. `object_score_bias` replaces the bias of the object score's last layer: +5 makes
-    an object present for every prompt, -5 absent.
+    Each tensor depends on `seed`, its own name and its own shape only: neither order nor company matters, so
+    a part of a model gets the same values as the whole. `object_score_bias` replaces the bias of the object
+    score's last layer: +5 makes an object present for every prompt, -5 absent.
 
     Raises `InputError` for a tensor whose role its name and shape do not tell.
     """
@@ -104,7 +109,8 @@ def _mean_and_std(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     if name.endswith(".weight") and len(shape) == 1:  # normalisation
         return 1.0, 0.15
     if name.endswith(".weight") and len(shape) >= 2:
-        # A transposed convolution whose stride is its kernel size sums over its input channels only, and has them first.
+        # A transposed convolution whose stride is its kernel size sums over its input channels only, and has
+        # them first.
         fan_in = shape[0] if _TRANSPOSED_CONV.search(name) else math.prod(shape[1:])
         return 0.0, _gain(name, shape[0]) / math.sqrt(fan_in)
     raise InputError(
@@ -135,14 +141,16 @@ def _raw(key: str, count: int) -> np.ndarray:
     return np.random.PCG64(np.random.SeedSequence(seed)).random_raw(count).astype("<u8", copy=False)
 
 
-# ------------------------------------------------------------------------------------------------------- expected outputs
+# ------------------------------------------------------------------------------------------- expected outputs
 
 
 def sampled(array: np.ndarray, limit: int) -> np.ndarray:
-    """`array` itself if it has at most `limit` elements, else `limit` of them, flat, at positions that its size fixes.
+    """`array` itself if it has at most `limit` elements, else `limit` of them, flat, at positions that its
+    size fixes.
 
-    Expected outputs of large intermediates are stored this way: the positions (multiples of the golden ratio, modulo the
-    size) spread evenly over the tensor, and no short period of rows, windows or channels escapes them.
+    Expected outputs of large intermediates are stored this way: the positions (multiples of the golden ratio,
+    modulo the size) spread evenly over the tensor, and no short period of rows, windows or channels escapes
+    them.
     """
     if array.size <= limit:
         return array
@@ -150,7 +158,7 @@ def sampled(array: np.ndarray, limit: int) -> np.ndarray:
     return array.reshape(-1)[(fraction * np.uint64(array.size)) >> np.uint64(32)]
 
 
-# --------------------------------------------------------------------------------------------------------------- pictures
+# --------------------------------------------------------------------------------------------------- pictures
 
 _MIN_SIDE = 32
 _SHAPES = ("ellipse", "rectangle", "ring", "cross")
@@ -168,13 +176,16 @@ class Scene:
 
 
 def synthetic_scene(seed: int = 0, size_hw: tuple[int, int] = (720, 1280)) -> Scene:
-    """A seeded picture: four textured shapes, which may partly hide each other, on a smooth background, with noise.
+    """A seeded picture: four textured shapes, which may partly hide each other, on a smooth background, with
+    noise.
 
     Raises `InputError` for a side under 32 pixels.
     """
     height, width = size_hw
     if min(height, width) < _MIN_SIDE:
-        raise InputError(f"a scene of {height} x {width} pixels is too small; both sides must be {_MIN_SIDE} or more")
+        raise InputError(
+            f"a scene of {height} x {width} pixels is too small; both sides must be {_MIN_SIDE} or more"
+        )
     draw = _Draw(f"{seed}:scene")
     image = _background(draw, height, width)
     order = draw.shuffled(len(_SHAPES))
@@ -230,7 +241,8 @@ def _paint(draw: _Draw, image: np.ndarray, owner: np.ndarray, index: int, kind: 
     row, column = divmod(index, 2)
     centre_y = height * (2 * row + 1) // 4 + draw.between(-cell // 8, cell // 8)
     centre_x = width * (2 * column + 1) // 4 + draw.between(-cell // 8, cell // 8)
-    # No shape reaches farther than 0.7 cells, and centres are 0.75 cells apart or more: every centre stays visible.
+    # No shape reaches farther than 0.7 cells, and centres are 0.75 cells apart or more: every centre stays
+    # visible.
     half_u, half_v = draw.between(cell * 3 // 8, cell // 2), draw.between(cell // 4, cell // 2)
 
     # The shape's own axes u, v: integers, scaled by the length of the drawn direction (a, b).
@@ -271,7 +283,8 @@ def _inside(kind: str, uu: np.ndarray, vv: np.ndarray, half_uu: int, half_vv: in
 
 
 def _deepest_pixel_xy(mask: np.ndarray) -> np.ndarray:
-    """(2,) float32: the pixel (x, y) farthest, in city blocks, from anything outside `mask`; the first one of equals."""
+    """(2,) float32: the pixel (x, y) farthest, in city blocks, from anything outside `mask`; the first one of
+    equals."""
     distance = np.where(np.pad(mask, 1), mask.size, 0)
     for axis in (0, 1):
         steps = np.arange(distance.shape[axis]).reshape((-1, 1) if axis == 0 else (1, -1))
@@ -288,11 +301,12 @@ def _bounding_box_xyxy(mask: np.ndarray) -> np.ndarray:
     return np.array([columns[0], rows[0], columns[-1], rows[-1]], np.float32)
 
 
-# ----------------------------------------------------------------------------------------------------------------- models
+# ----------------------------------------------------------------------------------------------------- models
 
 
 def tiny_config(version: str = "2.1", image_size: int = 128) -> Sam2Config:
-    """A SAM 2 network small enough for tests: padded windows, global blocks and every kind of layer, 0.5 M parameters."""
+    """A SAM 2 network small enough for tests: padded windows, global blocks and every kind of layer, 0.5 M
+    parameters."""
     from masklet.families.sam2 import Sam2Config
     from masklet.model.config import HieraConfig
 
@@ -310,8 +324,11 @@ def stand_in_weights(config: Sam2Config, seed: int = 0, **fill: float | None) ->
     return lively_weights(shapes, seed, **fill)
 
 
-def write_stand_in(path: str | os.PathLike[str], config: Sam2Config, seed: int = 0, **fill: float | None) -> None:
-    """Write a checkpoint with lively weights that `masklet.load` reads: real in form, its masks mean nothing."""
+def write_stand_in(
+    path: str | os.PathLike[str], config: Sam2Config, seed: int = 0, **fill: float | None
+) -> None:
+    """Write a checkpoint with lively weights that `masklet.load` reads: real in form, but its masks mean
+    nothing."""
     from masklet.families.sam2 import CONFIG_KEY
     from masklet.io.safetensors import write_safetensors
 

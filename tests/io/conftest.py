@@ -1,4 +1,4 @@
-"""Builders of torch files, byte by byte as PyTorch writes them, and of their pickles, well-formed or hostile."""
+"""Builders of torch files, byte by byte as PyTorch writes them, and of their pickles."""
 
 from __future__ import annotations
 
@@ -55,7 +55,9 @@ class Ops:
     ) -> bytes:
         version = "_rebuild_tensor_v2" if dtype is None else "_rebuild_tensor_v3"
         hooks = cls.name("collections", "OrderedDict") + b")R"
-        arguments = cls.storage(key, kind, count) + cls.integer(offset) + cls.integers(shape) + cls.integers(strides)
+        arguments = (
+            cls.storage(key, kind, count) + cls.integer(offset) + cls.integers(shape) + cls.integers(strides)
+        )
         arguments += b"\x89" + hooks + (cls.name("torch", dtype) if dtype else b"") + tail
         return cls.name("torch._utils", version) + b"(" + arguments + b"tR"
 
@@ -83,8 +85,11 @@ def build_torch_zip(
     more: Mapping[str, bytes] | None = None,
     checksums: bool = True,
 ) -> bytes:
-    """An archive as PyTorch's writer lays it out: 64-byte alignment by an `FB` field of Zs, zeros in local headers, data
-    descriptors except after empty members, and both forms of the end of the directory."""
+    """An archive as PyTorch's writer lays it out.
+
+    That is: 64-byte alignment by an `FB` field of Zs, zeros in local headers, data descriptors except after
+    empty members, and both forms of the end of the directory.
+    """
     members = {"data.pkl": pickle, ".format_version": b"1"}
     if byteorder is not None:
         members["byteorder"] = byteorder

@@ -1,13 +1,14 @@
 """What the reference answers for every variant and prompt case, kept on disk so that it is computed once.
 
-In: a variant's name, a picture's and a case's. Out: dictionaries of numpy arrays by module path (see `reference`). A kept
-answer is read without torch; a missing or damaged one is computed. Large intermediates are kept as `masklet.testing.sampled`
-elements: compare them through `kept`.
+In: a variant's name, a picture's and a case's. Out: dictionaries of numpy arrays by module path (see
+`reference`). A kept answer is read without torch; a missing or damaged one is computed. Large intermediates
+are kept as `masklet.testing.sampled` elements: compare them through `kept`.
 
-    python tests/parity/expected.py [VARIANT ...] [--threads N] [--checkpoints]      fills the folder beforehand
+    python tests/parity/expected.py [VARIANT ...] [--threads N] [--checkpoints]     fills the folder
 
-The folder is `MASKLET_PARITY_CACHE`, or `.parity-cache` in the repository. Its first level is a hash of what the answers depend
-on: the versions of the reference, the pictures, the prompts, and the rule that fills weights.
+The folder is `MASKLET_PARITY_CACHE`, or `.parity-cache` in the repository. Its first level is a hash of what
+the answers depend on: the versions of the reference, the pictures, the prompts, and the rule that fills
+weights.
 """
 
 from __future__ import annotations
@@ -32,11 +33,19 @@ from masklet.testing import lively_weights, sampled
 if TYPE_CHECKING:
     from sam2.sam2_image_predictor import SAM2ImagePredictor
 
+ROOT = Path(__file__).parents[2]
+# Read on import: before the first test runs, the user's variables are taken away (tests/conftest.py).
+CACHE_FOLDER = Path(os.environ.get("MASKLET_PARITY_CACHE") or ROOT / ".parity-cache")
 KEPT_ELEMENTS = 1 << 16
 # What the bars speak of is kept whole.
 WHOLE = frozenset(
-    ("image_embed", "masks", "ious", "low_res_masks")
-    + tuple(f"sam_mask_decoder.{name}" for name in ("conv_s0", "conv_s1", "all_masks", "mask_tokens", "sam_tokens"))
+    (
+        *("image_embed", "masks", "ious", "low_res_masks"),
+        *(
+            f"sam_mask_decoder.{name}"
+            for name in ("conv_s0", "conv_s1", "all_masks", "mask_tokens", "sam_tokens")
+        ),
+    )
 )
 
 
@@ -50,7 +59,7 @@ class Expected:
 
     def __init__(self, variant: str, folder: Path | None = None) -> None:
         self.variant = variant
-        self.folder = (folder or cache_folder()) / cache_key() / variant
+        self.folder = (folder or CACHE_FOLDER) / cache_key() / variant
         self._encoded: dict[str, SAM2ImagePredictor] = {}
 
     def encoder(self, picture: str = "landscape") -> dict[str, np.ndarray]:
@@ -95,11 +104,6 @@ class Expected:
             answer = {name: kept(name, array) for name, array in compute().items()}
             _write(path, lambda partial: np.savez(partial, **answer))
             return answer
-
-
-def cache_folder() -> Path:
-    default = Path(__file__).parents[2] / ".parity-cache"
-    return Path(os.environ.get("MASKLET_PARITY_CACHE") or default)
 
 
 @lru_cache(maxsize=1)

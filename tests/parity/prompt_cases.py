@@ -1,7 +1,7 @@
 """The prompts that parity covers, as data. numpy only.
 
-In: a synthetic scene and the model's input size. Out: named cases, each a set of keyword arguments that the reference's
-`SAM2ImagePredictor.predict` and ours take alike. Knows nothing about either of them.
+In: a synthetic scene and the model's input size. Out: named cases, each a set of keyword arguments that the
+reference's `SAM2ImagePredictor.predict` and ours take alike. Knows nothing about either of them.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ import numpy as np
 
 from masklet.testing import Scene, synthetic_scene
 
-# Both are non-square. Every case runs on the first; the second, taller than wide, catches a swap of height and width.
-PICTURES: dict[str, tuple[int, tuple[int, int]]] = {"landscape": (3, (720, 1280)), "portrait": (4, (900, 600))}
+# Both are non-square. Every case runs on the first; the second, taller than wide, catches a swap of height
+# and width.
+PICTURES: dict[str, tuple[int, tuple[int, int]]] = {
+    "landscape": (3, (720, 1280)),
+    "portrait": (4, (900, 600)),
+}
 PORTRAIT_CASES = ("point", "box_negative_point", "batched_boxes")
 
 
 @dataclass(frozen=True)
 class PromptCase:
-    """One call of `predict`. Coordinates are (x, y) pixels of the picture unless `normalize_coords` is False."""
+    """One call of `predict`. Coordinates are (x, y) pixels of the picture, unless it says otherwise."""
 
     name: str
     arguments: dict[str, Any] = field(repr=False)
@@ -39,7 +43,8 @@ def cases_for(name: str, image_size: int = 1024) -> list[PromptCase]:
 
 
 def prompt_cases(scene: Scene, image_size: int = 1024) -> list[PromptCase]:
-    """Points, boxes, masks and their mixtures on `scene`, single and batched, with one and with several masks."""
+    """Points, boxes, masks and their mixtures on `scene`, single and batched, with one and with several
+    masks."""
     height, width = scene.masks.shape[1:]
     points, boxes = scene.points_xy, scene.boxes_xyxy
     corners = np.array([[0, 0], [width - 1, height - 1]], np.float32)
@@ -83,7 +88,7 @@ def prompt_cases(scene: Scene, image_size: int = 1024) -> list[PromptCase]:
 
 
 def mask_logits(mask: np.ndarray, image_size: int) -> np.ndarray:
-    """(1, S/4, S/4) float32 logits like an earlier prediction's: +-6 by the nearest mask pixel, on a slope."""
+    """(1, S/4, S/4) float32 logits as an earlier prediction gives: +-6 by the nearest pixel, on a slope."""
     side = image_size // 4
     rows = np.arange(side) * mask.shape[0] // side
     columns = np.arange(side) * mask.shape[1] // side

@@ -13,7 +13,7 @@ from onnxscript import nn
 
 from masklet.families.sam2 import Sam2Config
 from masklet.model.layers import Ops, Parameter
-from masklet.model.mask_decoder import MaskDecoder
+from masklet.model.mask_decoder import MASKS, MaskDecoder
 from masklet.model.neck import ImageEncoder, Pyramid
 from masklet.model.prompt_encoder import PromptEncoder
 from masklet.model.tokens import stage_orders
@@ -88,10 +88,10 @@ def decode_masks(op: Ops, net: Sam2, config: Sam2Config, size: int) -> Outputs:
     )
     decoded = net.sam_mask_decoder(op, features, sparse, dense, position, orders)
     return {
-        "logits": decoded.logits,
-        "iou": decoded.iou,
-        "object_score": decoded.object_score,
-        "tokens": decoded.tokens,
+        "logits": _shaped(decoded.logits, "B", MASKS, *orders[0].grid_hw),
+        "iou": _shaped(decoded.iou, "B", MASKS),
+        "object_score": _shaped(decoded.object_score, "B", 1),
+        "tokens": _shaped(decoded.tokens, "B", MASKS, width),
     }
 
 
@@ -104,3 +104,9 @@ def _input(
     op: Ops, name: str, shape: Sequence[int | str], dtype: ir.DataType = ir.DataType.FLOAT
 ) -> ir.Value:
     return op.builder.input(name, dtype, ir.Shape(shape))
+
+
+def _shaped(value: ir.Value, *shape: int | str) -> ir.Value:
+    """State the shape of an output where inference loses it."""
+    value.shape = ir.Shape(shape)
+    return value

@@ -35,30 +35,32 @@ from masklet.io.tensor_table import STORED_DTYPES, Checksum, Contents, TensorInf
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 
-_KNOWN = "masklet reads PyTorch files (.pt, .pth, from torch.save since version 1.6) and .safetensors files"
-_VERIFY_STEP = 1 << 22  # bytes; keeps the copies that verifying makes small
+_KNOWN = "masklet reads PyTorch files (.pt, .pth; torch.save since version 1.6) and .safetensors files"
+_VERIFY_STEP = 1 << 24  # bytes; between steps, Ctrl-C is heard
 _HEAD_BYTES = 512
 
 
 class _Mapping:
-    """A read-only memory map that can be let go while arrays still point into it."""
+    """A read-only memory map that can be let go while arrays still point into it.
+
+    Arrays are made over `bytes`, never over the map: numpy does not lock a map or a memoryview that it is given
+    directly, which could then be unmapped under the array. `np.frombuffer` does.
+    """
 
     def __init__(self, file: mmap.mmap) -> None:
-        self._file: mmap.mmap | None = file
+        self._file = file
+        self._bytes: np.ndarray | None = np.frombuffer(file, np.uint8)
 
     @property
-    def file(self) -> mmap.mmap:
-        if self._file is None:
-            raise InputError(
-                "this checkpoint is closed; open it again, or keep it open while its tensors are read"
-            )
-        return self._file
+    def bytes(self) -> np.ndarray:
+        if self._bytes is None:
+            raise InputError("this checkpoint is closed; keep it open while its tensors are read")
+        return self._bytes
 
     def close(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            with suppress(BufferError):  # arrays still share it: it goes with the last of them
-                file.close()
+        self._bytes = None
+        with suppress(BufferError):  # arrays still share it: it goes with the last of them
+            self._file.close()
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +124,7 @@ class Checkpoint:
         else:
             in_bytes = None if strides is None else tuple(stride * dtype.itemsize for stride in strides)
             # numpy checks offset, shape and strides against the buffer once more.
-            view = np.ndarray(info.shape, dtype, self._mapping.file, info.offset, in_bytes)
+            view = np.ndarray(info.shape, dtype, self._mapping.bytes, info.offset, in_bytes)
         if not (view.flags.c_contiguous and view.flags.aligned):
             view = view.copy(order="C")
         view.flags.writeable = False
@@ -181,10 +183,11 @@ class Checkpoint:
         return self.tensors[name]
 
     def _crc32(self, checksum: Checksum) -> int:
-        file, crc32 = self._mapping.file, 0
-        for start in range(checksum.offset, checksum.offset + checksum.nbytes, _VERIFY_STEP):
-            stop = min(start + _VERIFY_STEP, checksum.offset + checksum.nbytes)
-            crc32 = zlib.crc32(file[start:stop], crc32)
+        content, crc32 = self._mapping.bytes, 0
+        end = checksum.offset + checksum.nbytes
+        for start in range(checksum.offset, end, _VERIFY_STEP):
+            stop = min(start + _VERIFY_STEP, end)
+            crc32 = zlib.crc32(content[start:stop], crc32)
         return crc32
 
 

@@ -69,8 +69,8 @@ class FpnNeck(nn.Module):
     def _tap(self, op: Ops, stages: list, lateral: list, x: ir.Value, orders: tuple[TokenOrder, ...]) -> None:
         if op.dialect != "plain":
             return
-        levels = [pointwise(op, stages[i], lateral[i]) for i in (0, 1)]
-        for index, level in enumerate([*levels, x]):
+        finest, fine, coarse = (pointwise(op, stages[i], lateral[i]) for i in (0, 1, 3))
+        for index, level in enumerate([finest, fine, x, coarse]):
             op.tap(str(index), level, (1, *orders[index].grid_hw, self._channels), perm=[0, 3, 1, 2])
 
 

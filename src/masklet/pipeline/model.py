@@ -79,6 +79,10 @@ class Model:
         """The token order of each of the trunk's stages."""
         return stage_orders(self.config.trunk, self.image_size, nested=True)[0]
 
+    def tensor(self, key: str) -> np.ndarray:
+        """A tensor of the checkpoint by its canonical key."""
+        return self._array(key)
+
     def stage(self, name: str) -> Stage:
         """A compiled stage by name."""
         return self._stages[name]

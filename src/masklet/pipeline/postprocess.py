@@ -16,14 +16,15 @@ FILL_MARGIN = 10.0  # logits beyond the threshold that cleaned pixels get, as in
 _BLOCK_ELEMENTS = 1 << 15
 
 
-# -------------------------------------------------------------------------------------------------------- resizing
+# --------------------------------------------------------------------------------------------------- resizing
 
 
 def resize_logits(logits: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     """Logits (..., h, w) at another size, (..., H, W) float32.
 
-    Bilinear without antialiasing; pixels are areas, so the corners' centres move and borders repeat. That is torch's
-    `interpolate(mode="bilinear", align_corners=False)`, whose order of operations and float32 weights these are.
+    Bilinear without antialiasing; pixels are areas, so the corners' centres move and borders repeat. That is
+    torch's `interpolate(mode="bilinear", align_corners=False)`, whose order of operations and float32
+    weights these are.
     """
     out = np.empty((*logits.shape[:-2], *size_hw), np.float32)
     planes = out.reshape(-1, *size_hw)
@@ -70,17 +71,21 @@ def _resized_blocks(logits: np.ndarray, size_hw: tuple[int, int]) -> Iterator[tu
 
 
 def _taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Along one axis: the two source indices of each output and their weights, in float32 as torch computes them."""
-    scale = np.float32(size_in) / np.float32(size_out)
-    half = np.float32(0.5)
-    position = np.maximum(scale * (np.arange(size_out, dtype=np.float32) + half) - half, np.float32(0))
+    """Along one axis: the two source indices of each output and their weights.
+
+    Bit for bit torch's: it computes in float32, and compilers fuse its multiplication and addition, which
+    round once.
+    """
+    scale = np.float64(np.float32(size_in) / np.float32(size_out))
+    position = (scale * (np.arange(size_out) + 0.5) - 0.5).astype(np.float32)
+    position = np.maximum(position, np.float32(0))
     first = np.minimum(position.astype(np.intp), size_in - 1)
     second = np.minimum(first + 1, size_in - 1)
     second_weight = np.clip(position - first.astype(np.float32), np.float32(0), np.float32(1))
     return first, second, np.float32(1) - second_weight, second_weight
 
 
-# -------------------------------------------------------------------------------------------------------- cleaning
+# --------------------------------------------------------------------------------------------------- cleaning
 
 
 def clean_low_res(
@@ -88,11 +93,11 @@ def clean_low_res(
 ) -> np.ndarray:
     """Logits (..., h, w) with small holes filled and small specks removed, float32; the input is left alone.
 
-    A hole is an 8-connected component of background (<= `mask_threshold`) of at most `max_hole_area` pixels, at the
-    border too; it gets `mask_threshold` + 10. A sprinkle is such a component of foreground of at most
-    `max_sprinkle_area` pixels; it gets `mask_threshold` - 10. Both are found in the mask as it came, so a speck that
-    filling would have joined to its surroundings still goes. Areas are in pixels of `logits`; 0 turns a step off.
-    The method of `SAM2Transforms.postprocess_masks`, which works on CUDA devices only.
+    A hole is an 8-connected component of background (<= `mask_threshold`) of at most `max_hole_area` pixels,
+    at the border too; it gets `mask_threshold` + 10. A sprinkle is such a component of foreground of at most
+    `max_sprinkle_area` pixels; it gets `mask_threshold` - 10. Both are found in the mask as it came, so a
+    speck that filling would have joined to its surroundings still goes. Areas are in pixels of `logits`; 0
+    turns a step off. The method of `SAM2Transforms.postprocess_masks`, which works on CUDA devices only.
     """
     logits = np.asarray(logits, np.float32)
     cleaned = logits
@@ -111,17 +116,17 @@ def _small_components(binary: np.ndarray, max_area: float) -> np.ndarray:
 
 
 def component_areas(binary: np.ndarray) -> np.ndarray:
-    """For each pixel of (..., h, w), the area of its 8-connected component in its plane; int32, 0 where False.
+    """For each pixel of (..., h, w), the area of its 8-connected component in its plane: int32, 0 if False.
 
-    Works on runs (stretches of True in a row), not pixels: a mask has some hundred runs, and links between runs of
-    neighbouring rows come from two binary searches.
+    Works on runs (stretches of True in a row), not pixels: a mask has some hundred runs, and links between
+    runs of neighbouring rows come from two binary searches.
     """
     binary = np.asarray(binary, np.bool_)
     height, width = binary.shape[-2:]
     planes = binary.reshape(-1, height, width)
 
-    # One long line: a False before the first row, after each row, and a row of False after each plane, so that no
-    # run reaches from one row or plane into the next.
+    # One long line: a False before the first row, after each row, and a row of False after each plane, so
+    # that no run reaches from one row or plane into the next.
     pitch = width + 1
     line = np.zeros(len(planes) * (height + 1) * pitch + 1, np.bool_)
     line[1:].reshape(-1, height + 1, pitch)[:, :height, :width] = planes
@@ -143,9 +148,10 @@ def component_areas(binary: np.ndarray) -> np.ndarray:
 def _roots(above: np.ndarray, beyond: np.ndarray) -> np.ndarray:
     """One representative for each run, the same for all runs of a component.
 
-    First each run hooks on to the first one above it. What links are left join whole trees, in rounds: of the two
-    ways, lower index or higher, the one in which more trees have somewhere to go. A tree with a link can go at least
-    one way, so each round removes at least half of the trees that are not yet whole: log2(runs) rounds at most.
+    First each run hooks on to the first one above it. What links are left join whole trees, in rounds: of
+    the two ways, lower index or higher, the one in which more trees have somewhere to go. A tree with a link
+    can go at least one way, so each round removes at least half of the trees that are not yet whole:
+    log2(runs) rounds at most.
     """
     runs = np.arange(len(above))
     root = _flattened(np.where(beyond > above, above, runs))

@@ -1,0 +1,1 @@
+"""Programs on top of the public API: the command line, one file per group of commands."""

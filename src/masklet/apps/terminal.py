@@ -1,0 +1,155 @@
+"""What commands say, and where: results on stdout, progress and messages on stderr.
+
+In: text, tables, JSON documents, progress. Out: the two streams. A terminal gets colours and moving bars; a file or a
+pipe gets plain lines, never wrapped. Knows nothing about models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from masklet.errors import OutputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+# ------------------------------------------------------------------------------------------------ results, on stdout
+
+
+def write(text: str) -> None:
+    """Write to stdout, now. A reader that went away is a `BrokenPipeError`, a full disk an `OutputError`."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        drop_stdout()
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise OutputError(f"cannot write the result to standard output: {error.strerror or error}") from error
+
+
+def write_json(document: Mapping[str, Any]) -> None:
+    """One JSON document on stdout."""
+    write(json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def write_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> None:
+    """Aligned columns on stdout; `right` has an "r" at each column that is aligned right, in order."""
+    widths = [max(len(line[column]) for line in (header, *rows)) for column in range(len(header))]
+    flush_right = [right[column : column + 1] == "r" for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.rjust(width) if is_right else cell.ljust(width)
+            for cell, width, is_right in zip(cells, widths, flush_right, strict=True)
+        ]
+        return "  ".join(padded).rstrip() + "\n"
+
+    write(_emphasised(line(header)) + "".join(map(line, rows)))
+
+
+def write_fields(fields: Mapping[str, str]) -> None:
+    """Names and values on stdout, one pair a line; further lines of a value are indented like its first."""
+    width = max(map(len, fields))
+    lines = []
+    for name, value in fields.items():
+        first, *rest = value.split("\n")
+        lines.append(f"{_emphasised(name.ljust(width))}  {first}")
+        lines += [f"{'':{width}}  {line}" for line in rest]
+    write("\n".join(lines) + "\n")
+
+
+def _emphasised(text: str) -> str:
+    """Bold where stdout is a terminal that wants it."""
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False)
+    with console.capture() as captured:
+        console.print(text, style="bold", end="", soft_wrap=True)
+    return captured.get()
+
+
+def drop_stdout() -> None:
+    """Send what is still buffered for stdout nowhere, so that it does not fail a second time when Python exits."""
+    with contextlib.suppress(OSError, ValueError):  # a stdout that is not a file, as in tests
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def human_size(count: float) -> str:
+    """A number of bytes for people, in powers of 1000, as download pages state it."""
+    for unit in _UNITS[:-1]:
+        if round(count, 1) < 1000:
+            break
+        count /= 1000
+    else:
+        unit = _UNITS[-1]
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+# ----------------------------------------------------------------------------------------------- messages, on stderr
+
+
+def note(text: str) -> None:
+    """One line for the person at the terminal."""
+    _stderr().print(text, soft_wrap=True)
+
+
+def error(text: str) -> None:
+    """What went wrong, prefixed with "error:"."""
+    from rich.text import Text
+
+    _stderr().print(Text.assemble(("error:", "bold red"), " ", text), soft_wrap=True)
+
+
+@contextlib.contextmanager
+def status(text: str) -> Iterator[None]:
+    """A moving sign beside `text` while the block runs, on a terminal only."""
+    console = _stderr()
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(text):
+        yield
+
+
+@contextlib.contextmanager
+def download_bar(label: str) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar for a download; the block's value is called with the bytes done and, if known, the bytes in all."""
+    console = _stderr()
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(label, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True, markup=False, highlight=False)

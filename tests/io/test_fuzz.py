@@ -1,0 +1,265 @@
+"""Mutated files: whatever the bytes, a reader succeeds or raises an error of ours, in little memory."""
+
+from __future__ import annotations
+
+import json
+import random
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+
+from masklet.errors import CheckpointError
+from masklet.io.checkpoints import open_checkpoint
+from masklet.io.safetensors import write_safetensors
+
+PEAK_BYTES = 4 << 20  # the files have a few kilobytes
+WEIGHTS = {
+    "encoder.weight": np.arange(24, dtype=np.float32).reshape(4, 6),
+    "encoder.bias": np.arange(4, dtype=np.float16),
+    "steps": np.array(7, np.int64),
+    "empty": np.zeros((0, 3), np.float32),
+    "mask": np.array([True, False, True]),
+}
+KINDS = {"f": "FloatStorage", "e": "HalfStorage", "l": "LongStorage", "?": "BoolStorage"}
+
+
+@pytest.fixture(scope="module")
+def pickled(ops):
+    tensors = {
+        name: ops.tensor(
+            str(i),
+            KINDS[array.dtype.char],
+            array.size,
+            array.shape,
+            [s // array.itemsize for s in array.strides],
+        )
+        for i, (name, array) in enumerate(WEIGHTS.items())
+    }
+    beside = {"epoch": b"K\x03", "args": ops.name("argparse", "Namespace") + b")\x81}b", "list": b"](K\x01Ne"}
+    return ops.whole(ops.mapping({"model": ops.mapping(tensors, ordered=True)} | beside))
+
+
+@pytest.fixture(scope="module")
+def storages():
+    return {str(i): array.tobytes() for i, array in enumerate(WEIGHTS.values())}
+
+
+@pytest.fixture(scope="module")
+def torch_content(pickled, storages, torch_zip):
+    return torch_zip(pickled, storages)
+
+
+@pytest.fixture(scope="module")
+def safetensors_content(tmp_path_factory):
+    path = tmp_path_factory.mktemp("fuzz") / "file"
+    write_safetensors(path, WEIGHTS, {"format": "pt"})
+    return path.read_bytes()
+
+
+INTERESTING = (
+    b"\x00",
+    b"\xff",
+    b"\xff" * 4,
+    b"\xff" * 8,
+    b"\x00" * 8,
+    b"\x7f" + b"\xff" * 3,
+    b"\x80",
+    b"\xff\xff\xff\x7f",
+)
+
+
+def mutate(content: bytes, rng: random.Random) -> bytes:
+    """One to four random edits: bits, bytes, cuts, insertions, copies within the file, extreme numbers."""
+    data = bytearray(content)
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        at = rng.randrange(len(data) + 1)
+        length = rng.choice((1, 1, 2, 4, 8, 32, 200))
+        match rng.randrange(7):
+            case 0 | 1 if at < len(data):
+                data[at] ^= 1 << rng.randrange(8)
+            case 2 if at < len(data):
+                data[at] = rng.randrange(256)
+            case 3:
+                del data[at : at + length]
+            case 4:
+                data[at:at] = rng.randbytes(length)
+            case 5:
+                source = rng.randrange(len(data) + 1)
+                data[at : at + length] = data[source : source + length]
+            case 6:
+                value = rng.choice(INTERESTING)
+                data[at : at + len(value)] = value
+    if rng.random() < 0.05:
+        del data[rng.randrange(len(data) + 1) :]
+    return bytes(data)
+
+
+def survives(path, content: bytes) -> bool:
+    """Opens and reads everything; anything but success (True) and an error of ours (False) fails the test."""
+    path.write_bytes(content)
+    try:
+        with open_checkpoint(path) as checkpoint:
+            for name, info in checkpoint.tensors.items():
+                assert checkpoint.raw(name).shape == info.shape
+                checkpoint.array(name)
+            assert len(checkpoint.fingerprint()) == 64
+            checkpoint.verify()
+    except CheckpointError as error:
+        if len(str(error)) > 2000:
+            pytest.fail(f"a message of {len(str(error))} characters")
+        return False
+    return True
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory():
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < PEAK_BYTES
+
+
+def test_mutated_torch_files(tmp_path, torch_content):
+    rng = random.Random(1)
+    assert survives(tmp_path / "file", torch_content)
+    outcomes = [survives(tmp_path / "file", mutate(torch_content, rng)) for _ in range(3000)]
+    assert 0 < sum(outcomes) < 1500  # padding and weights are most of so small a file
+
+
+def test_mutated_pickles_with_correct_checksums(tmp_path, pickled, storages, torch_zip):
+    """The checksum stops damage, not malice: here the pickle itself is what is read."""
+    rng = random.Random(2)
+    assert survives(tmp_path / "file", torch_zip(pickled, storages))
+    outcomes = [survives(tmp_path / "file", torch_zip(mutate(pickled, rng), storages)) for _ in range(4000)]
+    assert 0 < sum(outcomes) < 2000
+
+
+def test_random_instructions(tmp_path, pickled, storages, torch_zip):
+    """Pickles of instructions drawn at random from those of a real one, in any order."""
+    rng = random.Random(3)
+    pieces = [
+        b"\x80\x02",
+        *(bytes([code]) for code in b"()}]\x85\x86\x87tsueaRb\x81Q0NK\x88\x89.hq\x94\x93\x92"),
+    ]
+    pieces += [
+        b"X\x01\x00\x00\x00a",
+        b"K\x01",
+        b"h\x00",
+        b"h\x01",
+        b"q\x00",
+        b"q\x01",
+        b"ccollections\nOrderedDict\n",
+    ]
+    pieces += [b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nFloatStorage\n", b"cargparse\nNamespace\n"]
+    pieces += [b"X\x07\x00\x00\x00storage", pickled[2:-1]]
+    for _ in range(3000):
+        content = b"".join(rng.choices(pieces, k=rng.randrange(1, 40))) + b"."
+        survives(tmp_path / "file", torch_zip(content, storages))
+
+
+def test_mutated_safetensors_files(tmp_path, safetensors_content):
+    rng = random.Random(4)
+    assert survives(tmp_path / "file", safetensors_content)
+    outcomes = [survives(tmp_path / "file", mutate(safetensors_content, rng)) for _ in range(3000)]
+    assert 0 < sum(outcomes) < 1500
+
+
+VALUES = (
+    0,
+    1,
+    -1,
+    24,
+    25,
+    True,
+    None,
+    1.5,
+    1 << 62,
+    1 << 63,
+    1 << 64,
+    1 << 200,
+    "",
+    "F32",
+    "BOOL",
+    "F4",
+    [],
+    [0],
+    [1 << 40] * 3,
+    {},
+)
+
+
+def edit(value, rng: random.Random):
+    """A JSON value with one place replaced, removed or doubled."""
+    if isinstance(value, dict) and value and rng.random() < 0.8:
+        key = rng.choice(list(value))
+        match rng.randrange(6):
+            case 0:
+                return {k: v for k, v in value.items() if k != key}
+            case 1:
+                return value | {rng.choice(["__metadata__", "", "shape", "x" * 5000]): value[key]}
+            case _:
+                return value | {key: edit(value[key], rng)}
+    if isinstance(value, list) and value and rng.random() < 0.8:
+        at = rng.randrange(len(value))
+        return rng.choice(
+            [value[:at], value + value[at:], [*value[:at], edit(value[at], rng), *value[at + 1 :]]]
+        )
+    return rng.choice(VALUES)
+
+
+def test_edited_safetensors_headers(tmp_path, safetensors_content):
+    rng = random.Random(5)
+    (length,) = struct.unpack("<Q", safetensors_content[:8])
+    header, data = json.loads(safetensors_content[8 : 8 + length]), safetensors_content[8 + length :]
+    outcomes = []
+    for _ in range(3000):
+        edited = header
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            edited = edit(edited, rng)
+        text = json.dumps(edited).encode()
+        outcomes.append(survives(tmp_path / "file", struct.pack("<Q", len(text)) + text + data))
+    assert 0 < sum(outcomes) < 1500
+
+
+def test_every_single_flipped_bit_of_a_torch_file(tmp_path, ops, torch_zip):
+    """Either an error, or the same tensors: damage outside the weights never changes what is read.
+
+    Damage in the weights is found by `verify`.
+    """
+    weights = np.arange(6, dtype=np.float32)
+    tensor = ops.tensor("0", "FloatStorage", 6, [2, 3], [3, 1])
+    content = torch_zip(ops.whole(ops.mapping({"w": tensor})), {"0": weights.tobytes()}, root="r")
+    path = tmp_path / "file"
+    data = content.index(weights.tobytes())
+    changed = unchanged = 0
+    for at in range(len(content)):
+        for bit in range(8) if content[at] != ord("Z") else (0,):  # Zs are padding
+            path.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
+            try:
+                checkpoint = open_checkpoint(path)
+            except CheckpointError:
+                continue
+            with checkpoint:
+                assert {name: info.shape for name, info in checkpoint.tensors.items()} == {"w": (2, 3)}
+                same = np.array_equal(checkpoint.array("w").ravel(), weights)
+                inside = data <= at < data + weights.nbytes
+                assert same != inside
+                if inside:
+                    changed += 1
+                    with pytest.raises(CheckpointError, match="do not match"):
+                        checkpoint.verify()
+                else:
+                    unchanged += 1
+    assert changed == 8 * weights.nbytes
+    assert unchanged < len(content)  # times, versions, attributes, padding, and members that are not read
+
+
+def test_checksums_in_this_file_are_meant(pickled, storages, torch_zip):
+    """The builder's checksums are real, so that the fuzzers above reach the pickle."""
+    assert struct.pack("<L", zlib.crc32(pickled)) in torch_zip(pickled, storages)

@@ -1,0 +1,103 @@
+"""Every published variant at full size, from its `.pt` through our loader to masks, against the reference.
+
+The bars (docs/decisions.md): encoder and neck cosine >= 0.999999, mask logits cosine >= 0.99999, scores
+within 1e-3, binary masks IoU >= 0.999.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import prompt_cases
+import pytest
+import reference
+from expected import Expected, kept
+
+import masklet
+
+FEATURE_COSINE = 0.999999
+LOGITS_COSINE = 0.99999
+SCORE_DIFFERENCE = 1e-3
+MASK_IOU = 0.999
+
+# The second picture costs an encoding on both sides: in continuous integration one variant takes it.
+PORTRAIT_VARIANT = "sam2.1_hiera_tiny"
+
+
+class Pair:
+    """One variant: what the reference answers, and our model of the same file."""
+
+    def __init__(self, variant: str, folder) -> None:
+        self.expected = Expected(variant)
+        self.path = folder / f"{variant}.pt"
+        reference.save_pt(self.expected.model, self.path)
+        self.model = masklet.load(self.path)
+        self._predictors: dict[str, masklet.ImagePredictor] = {}
+
+    def predictor(self, picture: str) -> masklet.ImagePredictor:
+        if picture not in self._predictors:
+            predictor = masklet.ImagePredictor(self.model)
+            predictor.set_image(prompt_cases.picture(picture).image)
+            self._predictors[picture] = predictor
+        return self._predictors[picture]
+
+
+@pytest.fixture(scope="module", params=list(reference.VARIANTS))
+def pair(request, tmp_path_factory):
+    pair = Pair(request.param, tmp_path_factory.mktemp(request.param))
+    yield pair
+    pair.path.unlink()
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    both, either = (a & b).sum(axis=(-2, -1)), (a | b).sum(axis=(-2, -1))
+    return np.where(either > 0, both / np.maximum(either, 1), 1.0)
+
+
+def check_prompt(pair: Pair, picture: str, case: prompt_cases.PromptCase) -> None:
+    wanted = pair.expected.prompt(case.name, picture)
+    masks, scores, low_res = pair.predictor(picture).predict(**case.arguments)
+    assert masks.shape == wanted["masks"].shape
+    assert low_res.shape == wanted["low_res_masks"].shape
+    assert np.abs(scores - wanted["ious"]).max() <= SCORE_DIFFERENCE
+    flat = -1, *low_res.shape[-2:]
+    for ours, theirs in zip(low_res.reshape(flat), wanted["low_res_masks"].reshape(flat), strict=True):
+        assert cosine(ours, theirs) >= LOGITS_COSINE
+    assert iou(masks, wanted["masks"]).min() >= MASK_IOU
+
+
+def test_the_file_is_recognised(pair):
+    from masklet.families.sam2 import preset_name
+
+    assert preset_name(pair.model.config) == pair.expected.variant
+
+
+def test_features(pair):
+    wanted = pair.expected.encoder("landscape")
+    predictor = pair.predictor("landscape")
+    assert cosine(predictor.get_image_embedding(), wanted["image_embed"]) >= FEATURE_COSINE
+
+    values = predictor._features[0].values
+    for level, name in ((0, "stride4"), (1, "stride8")):
+        order = pair.model.orders[level]
+        tokens = values[name].numpy()[0]
+        grid = np.empty_like(tokens)
+        grid[order.slots] = tokens
+        ours = kept(f"sam_mask_decoder.conv_s{level}", grid.T.reshape(1, -1, *order.grid_hw))
+        assert cosine(ours, wanted[f"sam_mask_decoder.conv_s{level}"]) >= FEATURE_COSINE
+
+
+@pytest.mark.parametrize("case", prompt_cases.cases_for("landscape"), ids=lambda case: case.name)
+def test_prompts(pair, case):
+    check_prompt(pair, "landscape", case)
+
+
+@pytest.mark.parametrize("case", prompt_cases.cases_for("portrait"), ids=lambda case: case.name)
+def test_portrait(pair, case, request):
+    if pair.expected.variant != PORTRAIT_VARIANT and "not full" in (request.config.option.markexpr or ""):
+        pytest.skip("a second encoding on both sides: in the full run")
+    check_prompt(pair, "portrait", case)

@@ -1,0 +1,141 @@
+"""Writes tests/golden/*.npz: what the reference computes for tiny seeded models, so that default tests need
+no torch.
+
+In: `TINY_CONFIGS` of tests/parity/reference.py and the prompts of tests/parity/prompt_cases.py. Out: one .npz
+for each configuration. Runs where torch and sam2 are installed:
+
+    python tools/make_golden.py            writes the files
+    python tools/make_golden.py --check    computes them again and compares with what is there
+
+A file holds
+    config           JSON: the fields of `reference.TinyConfig`
+    weights          JSON: seed and object_score_bias, for `masklet.testing.lively_weights`; sha256 of the
+                     tensors
+    tensors          JSON: name -> shape of every tensor of the checkpoint, those of the video parts too
+    scene            JSON: seed and size_hw, for `masklet.testing.synthetic_scene`
+    versions         JSON: what computed it
+    encoder/PATH                 outputs of the encoder by module path (`reference.dump_encoder`)
+    prompt/CASE/arguments/KEY    arguments of `predict`
+    prompt/CASE/PATH             outputs of the call (`reference.dump_prompt`)
+An output with more elements than its kind may have is reduced by `masklet.testing.sampled`: reduce yours
+to the stored size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "parity")]
+
+import prompt_cases  # noqa: E402
+import reference  # noqa: E402
+
+from masklet.testing import sampled, synthetic_scene, weights_sha256  # noqa: E402
+
+FOLDER = ROOT / "tests" / "golden"
+WHOLE_ELEMENTS, TRACE_ELEMENTS = (
+    8192,
+    512,
+)  # 32 KB for a final output of the encoder, 2 KB for a step on the way
+FINAL = frozenset(("image_embed", "sam_mask_decoder.conv_s0", "sam_mask_decoder.conv_s1"))
+RETURNED = frozenset(("masks", "ious"))  # kept whole; bits compress well
+DROPPED = (
+    ".layers.",
+    ".output_hypernetworks_mlps.",
+    ".sam_tokens",
+    ".mask_tokens",
+)  # follow closely from others
+TOLERANCE = 2e-5  # of the largest magnitude: another processor's order of summation
+
+# For each configuration: seed, object score bias, scene. Chosen like the seeds of `reference.VARIANTS`.
+RECIPES = {
+    "tiny_2.1": (10, -0.57, (5, (144, 256))),
+    "tiny_2.0": (4, -0.46, (6, (200, 120))),
+}
+
+
+def golden(name: str) -> dict[str, np.ndarray]:
+    """The content of one file."""
+    config = reference.TINY_CONFIGS[name]
+    seed, bias, (scene_seed, size_hw) = RECIPES[name]
+    model = reference.build_tiny(config, seed, object_score_bias=bias)
+    scene = synthetic_scene(scene_seed, size_hw)
+    state = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
+
+    facts = {
+        "weights": {"seed": seed, "object_score_bias": bias, "sha256": weights_sha256(state)},
+        "tensors": reference.state_shapes(model),
+        "scene": {"seed": scene_seed, "size_hw": size_hw},
+        "versions": {package: importlib.metadata.version(package) for package in ("torch", "sam2", "numpy")},
+    }
+    content = {"config": np.array(config.to_json())} | {
+        key: np.array(json.dumps(x)) for key, x in facts.items()
+    }
+
+    encoded = reference.predictor(model)
+    for path, array in reference.dump_encoder(model, scene.image, encoded).items():
+        content[f"encoder/{path}"] = sampled(array, WHOLE_ELEMENTS if path in FINAL else TRACE_ELEMENTS)
+    for case in prompt_cases.prompt_cases(scene, config.image_size):
+        prefix = f"prompt/{case.name}"
+        content.update({f"{prefix}/arguments/{key}": np.asarray(x) for key, x in case.arguments.items()})
+        for path, array in reference.dump_prompt(encoded, **case.arguments).items():
+            if not any(part in path for part in DROPPED):
+                content[f"{prefix}/{path}"] = array if path in RETURNED else sampled(array, TRACE_ELEMENTS)
+    return content
+
+
+def differences(found: dict[str, np.ndarray], stored: dict[str, np.ndarray]) -> list[str]:
+    """What differs by more than rounding, one line each."""
+    lines = [f"{key}: only on one side" for key in sorted(set(found) ^ set(stored))]
+    for key in sorted(set(found) & set(stored) - {"versions"}):
+        ours, theirs = found[key], stored[key]
+        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+            lines.append(f"{key}: {ours.dtype}{ours.shape}, stored {theirs.dtype}{theirs.shape}")
+        elif key.endswith("/masks"):
+            flipped = np.count_nonzero(ours != theirs)
+            if flipped > 1e-3 * ours.size:
+                lines.append(f"{key}: {flipped} of {ours.size} pixels flipped")
+        elif ours.dtype.kind == "f":
+            error = np.abs(ours - theirs).max(initial=0) / max(np.abs(theirs).max(initial=0), 1e-6)
+            # A stability score is a ratio of pixel counts: one flipped pixel is no error.
+            if error > (1e-3 if key.endswith(".stability") else TOLERANCE):
+                lines.append(f"{key}: relative difference {error:.1e}")
+        elif not np.array_equal(ours, theirs):
+            lines.append(f"{key}: differs")
+    return lines
+
+
+def read(name: str) -> dict[str, np.ndarray]:
+    """The stored content of one file."""
+    with np.load(FOLDER / f"{name}.npz") as stored:
+        return {key: stored[key] for key in stored.files}
+
+
+def main() -> None:
+    """Write the golden files, or check them."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--check", action="store_true", help="compare with the files instead of writing them")
+    check = parser.parse_args().check
+    failed = False
+    for name in reference.TINY_CONFIGS:
+        content = golden(name)
+        if check:
+            lines = differences(content, read(name))
+            failed |= bool(lines)
+            print(f"{name}: {'equal' if not lines else chr(10).join(['differs', *lines])}")
+        else:
+            FOLDER.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(FOLDER / f"{name}.npz", **content)
+            print(f"{name}: {(FOLDER / f'{name}.npz').stat().st_size} bytes")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
