@@ -60,8 +60,9 @@ def restore_globals() -> Iterator[None]:
 
 
 def _patch_environment(patch: pytest.MonkeyPatch, folder: Path) -> None:
-    for name in [name for name in os.environ if name.startswith(("MASKLET_", "HF_", "HUGGING"))]:
-        patch.delenv(name)
+    for name in list(os.environ):
+        if name.startswith(("MASKLET_", "HF_", "HUGGING")) and not name.startswith("MASKLET_PARITY_"):
+            patch.delenv(name)
     patch.setenv("MASKLET_CACHE", str(folder / "masklet"))
     patch.setenv("HF_HOME", str(folder / "huggingface"))
     patch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")

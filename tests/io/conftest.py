@@ -24,7 +24,8 @@ class Ops:
             return b"K" + bytes([value])
         if -(1 << 31) <= value < 1 << 31:
             return b"J" + struct.pack("<i", value)
-        return b"\x8a\x10" + value.to_bytes(16, "little", signed=True)
+        encoded = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+        return b"\x8a" + bytes([len(encoded)]) + encoded
 
     @classmethod
     def integers(cls, values: Iterable[int]) -> bytes:

@@ -90,15 +90,16 @@ class Expected:
         return _built(self.variant)
 
     def _encode(self, picture: str) -> tuple[dict[str, np.ndarray], SAM2ImagePredictor]:
-        encoded = reference.predictor(self.model)
-        seen = reference.dump_encoder(self.model, prompt_cases.picture(picture).image, encoded)
+        model = self.model
+        encoded = reference.predictor(model)
+        seen = reference.dump_encoder(model, prompt_cases.picture(picture).image, encoded)
         self._encoded[picture] = encoded
         return seen, encoded
 
     def _answer(self, stem: str, compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         path = self.folder / f"{stem}.npz"
         try:
-            with np.load(path) as stored:
+            with path.open("rb") as file, np.load(file) as stored:
                 return {name: stored[name] for name in stored.files}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError):
             answer = {name: kept(name, array) for name, array in compute().items()}

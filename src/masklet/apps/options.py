@@ -1,22 +1,77 @@
-"""Options that several commands share, and the model that they describe.
+"""Options that several commands share, what their text means, and the model that they describe.
 
-In: text from the command line. Out: checked values, and a loaded `masklet.Model`. A value that cannot be meant is a
-usage error (exit code 2) before any file is touched.
+In: text from the command line. Out: checked values, and a loaded `masklet.Model`. A value that cannot be meant is a usage
+error (exit code 2) before any file is touched.
 """
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from masklet import Model
+    from masklet.registry import PublishedModel
 
 DEFAULT_MODEL = "sam2.1_hiera_tiny"
-RUNNING = "Running the model"  # the title of these options in a command's help
+PROMPTS = "Prompts"  # titles of options in a command's help
+RUNNING = "Running the model"
 _SIZE_MULTIPLE = 32
+
+# ------------------------------------------------------------------------------------------------------- what text means
+
+
+@dataclass(frozen=True)
+class Point:
+    """A click at (x, y) in pixels of the picture; `label` 1 on the object, 0 off it."""
+
+    x: float
+    y: float
+    label: int
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box around the object, in pixels of the picture."""
+
+    xyxy: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """All that is said about one object. `mask_input` is a file."""
+
+    points: tuple[Point, ...]
+    box: Box | None
+    mask_input: Path | None
+
+    def arguments(self) -> dict[str, Any]:
+        """Points and box under the names of `ImagePredictor.predict`."""
+        return {
+            "point_coords": [(point.x, point.y) for point in self.points] or None,
+            "point_labels": [point.label for point in self.points] or None,
+            "box": self.box.xyxy if self.box else None,
+        }
+
+
+def parse_point(text: str) -> Point:
+    """The point of "X,Y" or "X,Y,LABEL". Raises `typer.BadParameter`."""
+    numbers = _numbers(text)
+    if len(numbers) not in (2, 3) or numbers[2:] not in ([], [0], [1]):
+        raise typer.BadParameter(f"got {text!r}; give X,Y in pixels, and ,1 on the object (or nothing) or ,0 off it.")
+    return Point(numbers[0], numbers[1], int(numbers[2]) if len(numbers) == 3 else 1)
+
+
+def parse_box(text: str) -> Box:
+    """The box of "X0,Y0,X1,Y1". Raises `typer.BadParameter`."""
+    numbers = _numbers(text)
+    if len(numbers) != 4:
+        raise typer.BadParameter(f"got {text!r}; give X0,Y0,X1,Y1 in pixels, top left corner first.")
+    return Box((numbers[0], numbers[1], numbers[2], numbers[3]))
 
 
 def parse_image_size(text: str | int) -> int:
@@ -26,31 +81,83 @@ def parse_image_size(text: str | int) -> int:
     except ValueError:
         size = 0
     if size < _SIZE_MULTIPLE or size % _SIZE_MULTIPLE:
-        raise typer.BadParameter(f"got {text!r}; give pixels in a multiple of {_SIZE_MULTIPLE}, such as 1024.")
+        raise typer.BadParameter(f"got {text}; give pixels, a multiple of {_SIZE_MULTIPLE} such as 1024.")
     return size
 
 
+def one_prompt(points: list[Point] | None, boxes: list[Box] | None, mask_input: Path | None) -> Prompt | None:
+    """What was said about the object, None for nothing. Raises `typer.BadParameter`."""
+    if boxes and len(boxes) > 1:
+        raise typer.BadParameter(
+            f"got {len(boxes)} boxes, but a call is about one object. Call again for the next object, or use "
+            "masklet.ImagePredictor in Python, which encodes the picture once.",
+            param_hint="'--box'",
+        )
+    if not points and not boxes and mask_input is None:
+        return None
+    return Prompt(tuple(points or ()), boxes[0] if boxes else None, mask_input)
+
+
+def _numbers(text: str) -> list[float]:
+    """Finite numbers between commas; empty if there is anything else."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        return []
+    return numbers if all(map(math.isfinite, numbers)) else []
+
+
+# ------------------------------------------------------------------------------------------------------------- options
+
+ImageArgument = Annotated[
+    Path,
+    typer.Argument(metavar="IMAGE", show_default=False, help="A picture: PNG, JPEG, WebP, TIFF and others."),
+]
 ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
         show_default=False,
-        help="A checkpoint file (.pt, .safetensors) or a published name, see masklet models.",
+        help="A checkpoint file (.pt, .safetensors) or a published name (see masklet models).",
     ),
 ]
 ModelOption = Annotated[
     str,
     typer.Option(
         "--model",
-        "-m",
         metavar="MODEL",
         rich_help_panel=RUNNING,
         help="A checkpoint file (.pt, .safetensors) or a published name, downloaded when first used.",
     ),
 ]
-ImageArgument = Annotated[
-    Path,
-    typer.Argument(metavar="IMAGE", show_default=False, help="A picture: PNG, JPEG, WebP, TIFF and others."),
+Points = Annotated[
+    list[Point] | None,
+    typer.Option(
+        "--point",
+        metavar="X,Y[,0|1]",
+        parser=parse_point,
+        rich_help_panel=PROMPTS,
+        help="A pixel on the object (1, also without a label) or off it (0). Repeat it for more.",
+    ),
+]
+Boxes = Annotated[
+    list[Box] | None,
+    typer.Option(
+        "--box",
+        metavar="X0,Y0,X1,Y1",
+        parser=parse_box,
+        rich_help_panel=PROMPTS,
+        help="A box around the object in pixels: left, top, right, bottom.",
+    ),
+]
+MaskInput = Annotated[
+    Path | None,
+    typer.Option(
+        "--mask-input",
+        metavar="FILE",
+        rich_help_panel=PROMPTS,
+        help="A rough mask: a black and white picture, or .npy logits of an earlier prediction.",
+    ),
 ]
 Device = Annotated[
     str,
@@ -89,10 +196,12 @@ ImageSize = Annotated[
         parser=parse_image_size,
         rich_help_panel=RUNNING,
         show_default="the model's own, 1024",
-        help="Side of the square that the picture is scaled to, in pixels, a multiple of 32. Smaller is faster.",
+        help="Side of the square that the picture is scaled to, a multiple of 32 pixels. Less is faster.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+# -------------------------------------------------------------------------------------------------------------- models
 
 
 def load_model(
@@ -111,7 +220,34 @@ def load_model(
 
 
 def local_file(name: str) -> Path:
-    """The file of a path or published name, downloaded if need be, with a progress bar."""
+    """The file of a path or published name, downloaded with a progress bar if it is not there yet."""
+    from masklet import registry
+    from masklet.errors import ModelNotFoundError
     from masklet.pipeline.model import find_file
 
+    if not Path(name).expanduser().exists():
+        try:
+            return download(registry.find(name))
+        except ModelNotFoundError:
+            pass  # `find_file` says it with the path in mind
     return find_file(name)
+
+
+def download(model: PublishedModel) -> Path:
+    """The file of a published model, from the cache or the network. Raises DownloadError."""
+    from masklet.apps import terminal
+    from masklet.io import hub
+
+    path = hub.cached(model)
+    if path is not None:
+        return path
+    terminal.note(f"Downloading {model.name} ({terminal.human_size(model.size_bytes)})")
+    with terminal.download_bar(model.name) as progress:
+        return hub.fetch(model, progress=progress)
+
+
+def model_name(model: Model) -> str:
+    """What a person calls a model: its published name, or "custom"."""
+    from masklet.families.sam2 import preset_name
+
+    return preset_name(model.config) or "custom"

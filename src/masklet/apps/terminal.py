@@ -7,6 +7,7 @@ pipe gets plain lines, never wrapped. Knows nothing about models.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import sys
@@ -68,9 +69,12 @@ def write_fields(fields: Mapping[str, str]) -> None:
 
 def _emphasised(text: str) -> str:
     """Bold where stdout is a terminal that wants it."""
+    if not sys.stdout.isatty():
+        return text
     from rich.console import Console
 
-    console = Console(markup=False, highlight=False)
+    # Into memory: a console on stdout would write to it here, outside `write` and its care for errors.
+    console = Console(file=io.StringIO(), force_terminal=True, markup=False, highlight=False)
     with console.capture() as captured:
         console.print(text, style="bold", end="", soft_wrap=True)
     return captured.get()

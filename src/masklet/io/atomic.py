@@ -1,6 +1,6 @@
-"""Writing a file all or nothing.
+"""Writing a file, or the files of a folder, all or nothing.
 
-In: a path and what a `with` block writes. Out: the whole file under that path, or no trace. Knows nothing
+In: a path and what a `with` block writes. Out: whole files under that path, or no trace. Knows nothing
 about what is written.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,7 +46,37 @@ def open_atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise
 
 
-def _explain(error: OSError, target: Path) -> str:
+@contextmanager
+def fill_folder(path: str | os.PathLike[str], *, last: str) -> Iterator[Path]:
+    """A folder to write files into, which move to the folder `path` only when the block ends without an exception.
+
+    `path` is made if it is not there; its parent must be. The files wait inside it under a temporary name (it may
+    be a file system of its own), each moves in one step, and the one called `last` comes last: where it is, all
+    are. After any exception in the block, Ctrl-C included, `path` is as it was. Raises `OutputError` where the
+    file system refuses.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target / f".masklet-{secrets.token_hex(8)}.tmp"
+    made = not target.exists()
+    try:
+        if made:
+            target.mkdir()
+        temporary.mkdir()
+        yield temporary
+        for file in sorted(temporary.iterdir(), key=lambda file: file.name == last):
+            os.replace(file, target / file.name)
+        temporary.rmdir()
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if made:
+            with suppress(OSError):
+                target.rmdir()
+        if isinstance(error, OSError) and not isinstance(error, MaskletError):
+            raise OutputError(_explain(error, target, is_folder=True)) from error
+        raise
+
+
+def _explain(error: OSError, target: Path, *, is_folder: bool = False) -> str:
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         reason = "the disk (or your quota on it) is full; free some space or choose another folder"
@@ -53,7 +84,7 @@ def _explain(error: OSError, target: Path) -> str:
         reason = "the file system, or a limit of this account, does not allow a file of that size"
     elif error.errno in (errno.ENOENT, errno.ENOTDIR):
         reason = f"the folder {str(target.parent)!r} does not exist; create it first"
-    elif target.is_dir():
+    elif target.is_dir() and not is_folder:
         reason = "it is a folder; give the name of a file"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         reason = "no permission to write there, or another program holds the file open; choose another folder"

@@ -35,7 +35,7 @@ from masklet.io.tensor_table import STORED_DTYPES, Checksum, Contents, TensorInf
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 
-_KNOWN = "masklet reads PyTorch files (.pt, .pth; torch.save since version 1.6) and .safetensors files"
+_KNOWN = "masklet reads PyTorch files (.pt, .pth, from torch.save since 1.6) and .safetensors files"
 _VERIFY_STEP = 1 << 24  # bytes; between steps, Ctrl-C is heard
 _HEAD_BYTES = 512
 
@@ -187,7 +187,7 @@ class Checkpoint:
         end = checksum.offset + checksum.nbytes
         for start in range(checksum.offset, end, _VERIFY_STEP):
             stop = min(start + _VERIFY_STEP, end)
-            crc32 = zlib.crc32(content[start:stop], crc32)
+            crc32 = zlib.crc32(content[start:stop].data, crc32)
         return crc32
 
 

@@ -242,7 +242,7 @@ def read_mask_input(path: str | os.PathLike[str], size: int) -> np.ndarray:
     if mask.shape != (size, size):
         raise InputError(
             f"{name} holds logits of {mask.shape[0]} x {mask.shape[1]}; this model takes {size} x {size}, "
-            "the low-resolution logits that a prediction returns. Store a mask of full size as bool or as a picture."
+            "the low-resolution logits that a prediction returns. Store a larger mask as bool or as a picture."
         )
     if not np.isfinite(mask).all():
         raise InputError(f"{name} holds logits that are not finite numbers (NaN or infinity).")
@@ -250,7 +250,7 @@ def read_mask_input(path: str | os.PathLike[str], size: int) -> np.ndarray:
 
 
 def _stored_array(path: str | os.PathLike[str]) -> np.ndarray | None:
-    """The array of a .npy or .npz file; None for other files and for what does not open (not reported here)."""
+    """The array of a .npy or .npz file; None for other files and for those that do not open."""
     name = os.fsdecode(path)
     try:
         with open(name, "rb") as file:

@@ -5,22 +5,20 @@ and `StorageRef`; everything else becomes `OPAQUE`. Knows nothing about zip arch
 whether a tensor fits its storage.
 
 Python's unpickler is not used, not even restricted: it imports, calls and hashes what the file says, and lets
-a few bytes ask for gigabytes. Here the standard library's disassembler (`pickletools.genops`, which executes
-nothing) decodes the instructions, and the small machine below acts on those that PyTorch writes. Its limits:
+a few bytes ask for gigabytes. The small machine below knows only the instructions that PyTorch writes:
 
 - A global is looked up in a closed table and stands for one of a few roles. Nothing is imported or called by
   name.
 - Harmless classes that fine-tuning scripts save beside the weights are on the table too, as inert: whatever
   is built from them, or done to them, is `OPAQUE` and forgotten.
-- No value is ever traversed, hashed (text apart), compared or printed, so nesting and
-  shared references cost nothing.
+- No value is ever traversed, hashed (text apart), compared or printed, so nesting and shared references cost
+  nothing.
 - Each instruction allocates at most some 100 bytes beyond its own text in the file, and instructions are
   counted.
 """
 
 from __future__ import annotations
 
-import pickletools
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +28,7 @@ from masklet.errors import CorruptFileError, UnknownFormatError, UnsafeFileError
 from masklet.io.tensor_table import quoted
 
 MAX_INSTRUCTIONS = 2_000_000  # a tensor takes about 40, an AdamW state three tensors more
-_INT64 = range(-(1 << 63), 1 << 63)
+_MAX_INTEGER_BYTES = 8
 _MAX_TENSOR_ARGUMENTS = 8
 _MAX_DIMENSIONS = 64  # PyTorch's own limit; the table of tensors has a lower one
 
@@ -111,20 +109,20 @@ _INERT = {
     "easydict": "EasyDict",
 }  # fmt: skip
 _GLOBALS = {
-    **{f"{module} {name}": _Global("inert") for module, names in _INERT.items() for name in names.split()},
-    **{f"torch {name}": _Global("dtype", dtype) for name, dtype in _DTYPES.items()},
-    **{f"torch {name}Storage": _Global("storage", dtype) for name, dtype in STORAGES.items()},
-    "torch.storage UntypedStorage": _Global("storage"),
-    "torch UntypedStorage": _Global("storage"),
-    "collections OrderedDict": _Global("dict"),
-    "builtins dict": _Global("dict"),
-    "__builtin__ dict": _Global("dict"),
-    "torch._utils _rebuild_tensor_v2": _Global("tensor"),
-    "torch._utils _rebuild_tensor_v3": _Global("tensor"),
-    "torch._utils _rebuild_parameter": _Global("parameter"),
-    "torch._utils _rebuild_parameter_with_state": _Global("parameter"),
-    "torch.nn.parameter Parameter": _Global("parameter"),
-    "torch._tensor _rebuild_from_type_v2": _Global("subclass"),
+    **{(module, name): _Global("inert") for module, names in _INERT.items() for name in names.split()},
+    **{("torch", name): _Global("dtype", dtype) for name, dtype in _DTYPES.items()},
+    **{("torch", f"{name}Storage"): _Global("storage", dtype) for name, dtype in STORAGES.items()},
+    ("torch.storage", "UntypedStorage"): _Global("storage"),
+    ("torch", "UntypedStorage"): _Global("storage"),
+    ("collections", "OrderedDict"): _Global("dict"),
+    ("builtins", "dict"): _Global("dict"),
+    ("__builtin__", "dict"): _Global("dict"),
+    ("torch._utils", "_rebuild_tensor_v2"): _Global("tensor"),
+    ("torch._utils", "_rebuild_tensor_v3"): _Global("tensor"),
+    ("torch._utils", "_rebuild_parameter"): _Global("parameter"),
+    ("torch._utils", "_rebuild_parameter_with_state"): _Global("parameter"),
+    ("torch.nn.parameter", "Parameter"): _Global("parameter"),
+    ("torch._tensor", "_rebuild_from_type_v2"): _Global("subclass"),
 }
 
 
@@ -134,69 +132,86 @@ def read_pickle(data: bytes) -> Any:
     Raises `UnsafeFileError` for a global outside the closed table, and `CorruptFileError` for anything that
     `torch.save` does not write. Whatever the bytes, nothing is executed.
     """
-    machine = _Machine()
+    machine = _Machine(data)
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-            if count >= MAX_INSTRUCTIONS:
-                raise CorruptFileError(
-                    f"its pickle has more than {MAX_INSTRUCTIONS:,} instructions; a checkpoint of this kind"
-                    " needs a few thousand. If the file is yours, save the weights alone:"
-                    " torch.save(model.state_dict(), ...)"
-                )
-            machine.act(opcode.name, argument)
-    except (
-        ValueError,
-        IndexError,
-        struct.error,
-        OverflowError,
-    ) as error:  # cut short, bad text, a stack that runs empty
+        for _ in range(MAX_INSTRUCTIONS):
+            if machine.step():
+                return machine.stack.pop()
+    except (IndexError, struct.error, UnicodeDecodeError) as error:  # cut short, an empty stack, bad text
         raise CorruptFileError(f"its pickle is damaged ({type(error).__name__})") from error
-    return machine.result
+    raise CorruptFileError(
+        f"its pickle has more than {MAX_INSTRUCTIONS:,} instructions; a checkpoint of this kind needs some"
+        " thousands. If the file is yours, save the weights alone: torch.save(model.state_dict(), ...)"
+    )
 
 
 class _Machine:
-    """A pickle machine's stack, marks and memo, over values that cannot do anything."""
+    """A pickle machine's position, stack, marks and memo, over values that cannot do anything."""
 
-    def __init__(self) -> None:
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.position = 0
         self.stack: list[Any] = []
         self.below_mark: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
-        self.result: Any = OPAQUE
 
-    def act(self, name: str, argument: Any) -> None:
-        """Perform one instruction, named as in `pickletools`."""
-        if name in _CONSTANTS:
-            self.stack.append(_CONSTANTS[name])
-        elif name in _LITERALS:
-            self.stack.append(argument)
-        elif (action := _ACTIONS.get(name)) is not None:
-            action(self, argument)
-        else:
-            raise CorruptFileError(
-                f"its pickle contains the instruction {name}, which torch.save never writes"
-            )
+    def step(self) -> bool:
+        """Perform one instruction; True when it was the last."""
+        code = self.data[self.position : self.position + 1]
+        self.position += 1
+        if code in _CONSTANTS:
+            self.stack.append(_CONSTANTS[code])
+        elif (action := _ACTIONS.get(code)) is not None:
+            action(self)
+        elif code in _WITH_NUMBER:
+            number, action = _WITH_NUMBER[code]
+            action(self, self.read_number(number))
+        elif code in _WITH_BYTES:
+            length, action = _WITH_BYTES[code]
+            action(self, self.read_bytes(self.read_number(length)))
+        elif code != b".":
+            raise CorruptFileError(f"its pickle has the instruction {code!r} where torch.save writes none")
+        return code == b"."
 
-    # Stack and memo. `IndexError` from an empty list means a damaged pickle, and is reported as such above.
+    # Arguments. `struct.error` and `IndexError` mean a damaged pickle, and are reported as such above.
 
-    def stop(self, _: Any) -> None:
-        self.result = self.stack.pop()
+    def read_number(self, number: struct.Struct) -> Any:
+        (value,) = number.unpack_from(self.data, self.position)
+        self.position += number.size
+        return value
 
-    def mark(self, _: Any) -> None:
+    def read_bytes(self, length: int) -> bytes:
+        end = self.position + length
+        if not self.position <= end <= len(self.data):
+            raise IndexError
+        content = self.data[self.position : end]
+        self.position = end
+        return content
+
+    def read_line(self) -> str:
+        end = self.data.find(b"\n", self.position)
+        line = self.read_bytes(end - self.position).decode()
+        self.position += 1
+        return line
+
+    # Stack and memo
+
+    def mark(self) -> None:
         self.below_mark.append(self.stack)
         self.stack = []
 
-    def pop_mark(self, _: Any = None) -> list[Any]:
+    def pop_mark(self) -> list[Any]:
         items = self.stack
         self.stack = self.below_mark.pop()
         return items
 
-    def pop(self, _: Any) -> None:
+    def pop(self) -> None:
         self.stack.pop()
 
     def put(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
 
-    def memoize(self, _: Any) -> None:
+    def memoize(self) -> None:
         self.memo[len(self.memo)] = self.stack[-1]
 
     def get(self, index: int) -> None:
@@ -206,10 +221,23 @@ class _Machine:
 
     # Values
 
-    def integer(self, value: int) -> None:
-        self.stack.append(value if value in _INT64 else OPAQUE)
+    def number(self, value: float) -> None:
+        self.stack.append(value)
 
-    def empty_dict(self, _: Any) -> None:
+    def integer(self, content: bytes) -> None:
+        value = int.from_bytes(content[:_MAX_INTEGER_BYTES], "little", signed=True)
+        self.stack.append(value if len(content) <= _MAX_INTEGER_BYTES else OPAQUE)
+
+    def text(self, content: bytes) -> None:
+        self.stack.append(content.decode("utf-8", "surrogatepass"))
+
+    def old_text(self, content: bytes) -> None:
+        self.stack.append(content.decode("latin-1"))
+
+    def opaque(self, _: bytes) -> None:
+        self.stack.append(OPAQUE)
+
+    def empty_dict(self) -> None:
         self.stack.append({})
 
     def tuple_of(self, count: int) -> None:
@@ -218,19 +246,19 @@ class _Machine:
             raise IndexError
         self.stack[-count:] = [items]
 
-    def tuple_from_mark(self, _: Any) -> None:
+    def tuple_from_mark(self) -> None:
         items = tuple(self.pop_mark())
         self.stack.append(items)
 
-    def opaque_from_mark(self, _: Any) -> None:
+    def opaque_from_mark(self) -> None:
         self.pop_mark()
         self.stack.append(OPAQUE)
 
-    def append(self, _: Any) -> None:
+    def append(self) -> None:
         self.stack.pop()
         self.expect_opaque()
 
-    def append_from_mark(self, _: Any) -> None:
+    def append_from_mark(self) -> None:
         self.pop_mark()
         self.expect_opaque()
 
@@ -238,11 +266,11 @@ class _Machine:
         if self.stack[-1] is not OPAQUE:  # lists and sets are
             raise CorruptFileError("its pickle appends to something that is not a list")
 
-    def set_item(self, _: Any) -> None:
+    def set_item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
         self.set_items([key, value])
 
-    def set_items_from_mark(self, _: Any) -> None:
+    def set_items_from_mark(self) -> None:
         self.set_items(self.pop_mark())
 
     def set_items(self, items: list[Any]) -> None:
@@ -256,31 +284,35 @@ class _Machine:
 
     # Globals and what is made from them
 
-    def find_global(self, name: str) -> None:
-        found = _GLOBALS.get(name)
-        if found is None:
-            raise UnsafeFileError(
-                f"its pickle asks for {quoted(name.replace(' ', '.'))}, which is not on the closed list of"
-                " things that weights need (tensors, storages, plain containers). Nothing was executed. If"
-                " you trust the file, save its weights alone with"
-                ' PyTorch: torch.save({"model": model.state_dict()}, ...)'
-            )
-        self.stack.append(OPAQUE if found.role == "inert" else found)
+    def find_global(self) -> None:
+        module, name = self.read_line(), self.read_line()
+        self.push_global(module, name)
 
-    def find_stack_global(self, _: Any) -> None:
+    def find_stack_global(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         if type(name) is not str or type(module) is not str:
             raise CorruptFileError("its pickle names a global by something that is not text")
-        self.find_global(f"{module} {name}")
+        self.push_global(module, name)
 
     def find_extension(self, code: int) -> None:
-        self.find_global(f"copyreg extension {code}")
+        self.push_global("copyreg", f"extension {code}")
 
-    def instance(self, name: str) -> None:
-        self.find_global(name)
-        raise CorruptFileError("its pickle contains the instruction INST, which torch.save never writes")
+    def instance(self) -> None:
+        self.find_global()
+        raise CorruptFileError("its pickle makes an object in a way that torch.save never writes")
 
-    def call(self, _: Any) -> None:
+    def push_global(self, module: str, name: str) -> None:
+        found = _GLOBALS.get((module, name))
+        if found is None:
+            raise UnsafeFileError(
+                f"its pickle asks for {quoted(f'{module}.{name}')}, which is not on the closed list of things"
+                " that weights need (tensors, storages, plain containers). Nothing was executed. If you trust"
+                " the file, save its weights alone with PyTorch:"
+                ' torch.save({"model": model.state_dict()}, ...)'
+            )
+        self.stack.append(OPAQUE if found.role == "inert" else found)
+
+    def call(self) -> None:
         arguments, callee = self.stack.pop(), self.stack.pop()
         match callee, arguments:
             case Opaque(), _:
@@ -297,17 +329,17 @@ class _Machine:
                 raise CorruptFileError("its pickle makes an object in a way that torch.save never writes")
         self.stack.append(made)
 
-    def call_with_keywords(self, _: Any) -> None:
+    def call_with_keywords(self) -> None:
         self.stack.pop()
-        self.call(None)
+        self.call()
 
-    def build(self, _: Any) -> None:
+    def build(self) -> None:
         """State given to an object: attributes such as a state dict's `_metadata`. None is needed."""
         self.stack.pop()
         if not (self.stack[-1] is OPAQUE or type(self.stack[-1]) in (dict, TensorRef)):
             raise CorruptFileError("its pickle gives a state to something that has none")
 
-    def find_storage(self, _: Any) -> None:
+    def find_storage(self) -> None:
         match self.stack.pop():
             case ("storage", _Global(role="storage", dtype=dtype), str(key), _, int(count), *_) if count >= 0:
                 self.stack.append(StorageRef(key, dtype, count))
@@ -338,54 +370,65 @@ def _tensor(arguments: tuple[Any, ...]) -> TensorRef:
     return TensorRef(storage, dtype, offset, shape, strides)
 
 
-_CONSTANTS = {
-    "NONE": None,
-    "NEWTRUE": True,
-    "NEWFALSE": False,
-    "EMPTY_TUPLE": (),
-    "EMPTY_LIST": OPAQUE,
-    "EMPTY_SET": OPAQUE,
-} | (dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), OPAQUE))
-_LITERALS = frozenset(
-    ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING", "BINFLOAT")
-)
-_ACTIONS: dict[str, Callable[[_Machine, Any], object]] = {
-    "PROTO": lambda machine, version: None,
-    "FRAME": lambda machine, size: None,
-    "STOP": _Machine.stop,
-    "MARK": _Machine.mark,
-    "POP": _Machine.pop,
-    "POP_MARK": _Machine.pop_mark,
-    "BINPUT": _Machine.put,
-    "LONG_BINPUT": _Machine.put,
-    "MEMOIZE": _Machine.memoize,
-    "BINGET": _Machine.get,
-    "LONG_BINGET": _Machine.get,
-    "BININT": _Machine.integer,
-    "BININT1": _Machine.integer,
-    "BININT2": _Machine.integer,
-    "LONG1": _Machine.integer,
-    "LONG4": _Machine.integer,
-    "EMPTY_DICT": _Machine.empty_dict,
-    "TUPLE": _Machine.tuple_from_mark,
-    "TUPLE1": lambda machine, _: machine.tuple_of(1),
-    "TUPLE2": lambda machine, _: machine.tuple_of(2),
-    "TUPLE3": lambda machine, _: machine.tuple_of(3),
-    "APPEND": _Machine.append,
-    "APPENDS": _Machine.append_from_mark,
-    "ADDITEMS": _Machine.append_from_mark,
-    "FROZENSET": _Machine.opaque_from_mark,
-    "SETITEM": _Machine.set_item,
-    "SETITEMS": _Machine.set_items_from_mark,
-    "GLOBAL": _Machine.find_global,
-    "STACK_GLOBAL": _Machine.find_stack_global,
-    "INST": _Machine.instance,
-    "EXT1": _Machine.find_extension,
-    "EXT2": _Machine.find_extension,
-    "EXT4": _Machine.find_extension,
-    "REDUCE": _Machine.call,
-    "NEWOBJ": _Machine.call,
-    "NEWOBJ_EX": _Machine.call_with_keywords,
-    "BUILD": _Machine.build,
-    "BINPERSID": _Machine.find_storage,
+_U8, _U16, _U32, _U64 = (struct.Struct(f"<{code}") for code in "BHIQ")
+_I32, _F64 = struct.Struct("<i"), struct.Struct(">d")
+
+
+def _ignore(machine: _Machine, argument: int) -> None:
+    """The protocol's version and the length of a frame change nothing here."""
+
+
+_CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False, b")": (), b"]": OPAQUE, b"\x8f": OPAQUE}
+_ACTIONS: dict[bytes, Callable[[_Machine], object]] = {
+    b"(": _Machine.mark,
+    b"0": _Machine.pop,
+    b"1": _Machine.pop_mark,
+    b"\x94": _Machine.memoize,
+    b"}": _Machine.empty_dict,
+    b"t": _Machine.tuple_from_mark,
+    b"\x85": lambda machine: machine.tuple_of(1),
+    b"\x86": lambda machine: machine.tuple_of(2),
+    b"\x87": lambda machine: machine.tuple_of(3),
+    b"a": _Machine.append,
+    b"e": _Machine.append_from_mark,  # to a list
+    b"\x90": _Machine.append_from_mark,  # to a set
+    b"\x91": _Machine.opaque_from_mark,  # a frozenset
+    b"s": _Machine.set_item,
+    b"u": _Machine.set_items_from_mark,
+    b"c": _Machine.find_global,
+    b"i": _Machine.instance,
+    b"\x93": _Machine.find_stack_global,
+    b"R": _Machine.call,
+    b"\x81": _Machine.call,  # the constructor, without keywords
+    b"\x92": _Machine.call_with_keywords,
+    b"b": _Machine.build,
+    b"Q": _Machine.find_storage,
+}
+_WITH_NUMBER: dict[bytes, tuple[struct.Struct, Callable[[_Machine, Any], None]]] = {
+    b"\x80": (_U8, _ignore),
+    b"\x95": (_U64, _ignore),
+    b"K": (_U8, _Machine.number),
+    b"M": (_U16, _Machine.number),
+    b"J": (_I32, _Machine.number),
+    b"G": (_F64, _Machine.number),
+    b"q": (_U8, _Machine.put),
+    b"r": (_U32, _Machine.put),
+    b"h": (_U8, _Machine.get),
+    b"j": (_U32, _Machine.get),
+    b"\x82": (_U8, _Machine.find_extension),
+    b"\x83": (_U16, _Machine.find_extension),
+    b"\x84": (_I32, _Machine.find_extension),
+}
+_WITH_BYTES: dict[bytes, tuple[struct.Struct, Callable[[_Machine, bytes], None]]] = {
+    b"X": (_U32, _Machine.text),
+    b"\x8c": (_U8, _Machine.text),
+    b"\x8d": (_U64, _Machine.text),
+    b"U": (_U8, _Machine.old_text),
+    b"T": (_I32, _Machine.old_text),
+    b"\x8a": (_U8, _Machine.integer),
+    b"\x8b": (_I32, _Machine.integer),
+    b"C": (_U8, _Machine.opaque),
+    b"B": (_U32, _Machine.opaque),
+    b"\x8e": (_U64, _Machine.opaque),
+    b"\x96": (_U64, _Machine.opaque),
 }

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -18,7 +17,6 @@ import numpy as np
 
 from masklet.errors import InputError
 from masklet.families.sam2 import EMBEDDING_STRIDE
-from masklet.io.atomic import open_atomic
 from masklet.pipeline.image import ImagePredictor
 from masklet.pipeline.model import Model
 from masklet.pipeline.prompts import stability
@@ -96,7 +94,7 @@ def select_steps(names: StepNames, patterns: Sequence[str] | None, prompted: boo
         if not found:
             close = difflib.get_close_matches(pattern, known, n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise InputError(f"No step is called {pattern!r}.{hint} There are: {', '.join(known)}.")
+            raise InputError(f"No step is called {pattern!r}.{hint} There are: {', '.join(listed(known))}.")
         wanted.update(found)
     behind = [name for name in names.prompt if name in wanted]
     if behind and not prompted:
@@ -104,10 +102,19 @@ def select_steps(names: StepNames, patterns: Sequence[str] | None, prompted: boo
     return frozenset(wanted)
 
 
-def save(path: str | os.PathLike[str], steps: Mapping[str, np.ndarray]) -> None:
-    """Write steps as an .npz file, whole or not at all. Raises OutputError."""
-    with open_atomic(path) as file:
-        np.savez(file, **steps)  # type: ignore[arg-type]
+def listed(names: Sequence[str]) -> list[str]:
+    """Names for people: runs that differ in a last number alone become one, "blocks.{0..11}"."""
+    runs: list[tuple[str, list[str]]] = []
+    for name in names:
+        stem, _, last = name.rpartition(".")
+        if last.isdecimal() and runs and runs[-1][0] == stem:
+            runs[-1][1].append(last)
+        else:
+            runs.append((stem, [last]) if last.isdecimal() else (name, []))
+    return [
+        f"{stem}.{{{numbers[0]}..{numbers[-1]}}}" if len(numbers) > 1 else ".".join([stem, *numbers])
+        for stem, numbers in runs
+    ]
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -56,7 +56,7 @@ class Model:
             raise InputError(f"precision is {precision!r}; allowed is {', '.join(PRECISIONS)}.")
         self.config = config
         self.source = source
-        self.image_size = _checked_size(image_size or config.image_size)
+        self.image_size = _checked_size(config.image_size if image_size is None else image_size)
         self.device = find_device(device)
         self.threads = threads
         self.precision = precision

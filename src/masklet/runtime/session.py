@@ -15,7 +15,7 @@ import numpy as np
 from masklet.errors import EngineError
 from masklet.model import derive
 from masklet.runtime.devices import Device, provider_arguments, session_options
-from masklet.runtime.graph import Stage
+from masklet.runtime.graph import Stage, WeightSource
 
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
@@ -38,7 +38,7 @@ class Session:
         self.stage = stage
         self._process = os.getpid()
         options = session_options(threads)
-        bound = [(weight.name, _resolve(weight, tensor)) for weight in stage.weights]
+        bound = [(weight.name, resolve(weight, tensor)) for weight in stage.weights]
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for _, array in bound]
         options.add_external_initializers([name for name, _ in bound], values)
         try:
@@ -74,7 +74,8 @@ class Session:
         return dict(zip(names, made, strict=True))
 
 
-def _resolve(weight, tensor: Callable[[str], Array]) -> Array:  # noqa: ANN001
+def resolve(weight: WeightSource, tensor: Callable[[str], Array]) -> Array:
+    """The numbers of a weight, float32, from checkpoint tensors."""
     sources = [tensor(key) for key in weight.keys]
     if weight.recipe is None:
         return np.ascontiguousarray(sources[0], dtype=np.float32)

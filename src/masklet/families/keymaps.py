@@ -1,0 +1,230 @@
+"""Checkpoints of other layouts, seen through Meta's SAM 2 keys, which all of masklet uses.
+
+In: an open checkpoint. Out: `Tensors`: names and shapes in canonical keys, and their values, which stay in
+the file until they are asked for. The layout is told by the tensors' names. Knows nothing about sizes,
+versions or networks: whether a model's tensors are complete is for its family to check. What a map does not
+know keeps its own name, so that this check reports it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+
+from masklet.errors import TensorMismatchError, UnknownFormatError
+from masklet.io.checkpoints import Checkpoint
+from masklet.io.tensor_table import quoted
+
+__all__ = ["Tensors", "canonical"]
+
+META, TRANSFORMERS = "meta", "transformers"
+
+_Table = Mapping[tuple[str, str], Mapping[str, str]]  # (prefix of theirs, of ours) -> their name -> our key
+_Rule = tuple[re.Pattern[str], str]
+
+_FLOATS = ("f32", "f16", "bf16", "f64")
+
+# Hugging Face transformers: `Sam2Model`, and `Sam2VideoModel`, which the published files hold
+# (facebook/sam2-hiera-*, facebook/sam2.1-hiera-*). Its own loader renames nothing for them.
+#   left, its names     # an index, * weight or bias, (a|b) either of them
+#   right, Meta's keys  {} each of these in order, {row} one tensor for each of a table's _POINT_TYPES rows
+# Two names may stand for one key if their values are equal: transformers has the Fourier matrix twice.
+_POINT_TYPES = 4  # background, foreground, two corners of a box
+_TRANSFORMERS: _Table = {
+    ("vision_encoder.backbone.", "image_encoder.trunk."): {
+        "(pos_embed|pos_embed_window)": "{}",
+        "patch_embed.projection.*": "patch_embed.proj.{}",
+        "blocks.#.layer_norm#.*": "blocks.{}.norm{}.{}",
+        "blocks.#.(attn.qkv|attn.proj|proj).*": "blocks.{}.{}.{}",
+        "blocks.#.mlp.proj_in.*": "blocks.{}.mlp.layers.0.{}",
+        "blocks.#.mlp.proj_out.*": "blocks.{}.mlp.layers.1.{}",
+    },
+    ("vision_encoder.neck.", "image_encoder.neck."): {
+        "convs.#.*": "convs.{}.conv.{}",
+    },
+    ("prompt_encoder.", "sam_prompt_encoder."): {
+        "shared_embedding.positional_embedding": "pe_layer.positional_encoding_gaussian_matrix",
+        "point_embed.weight": "point_embeddings.{row}.weight",
+        "(not_a_point_embed|no_mask_embed).weight": "{}.weight",
+        "mask_embed.conv1.*": "mask_downscaling.0.{}",
+        "mask_embed.layer_norm1.*": "mask_downscaling.1.{}",
+        "mask_embed.conv2.*": "mask_downscaling.3.{}",
+        "mask_embed.layer_norm2.*": "mask_downscaling.4.{}",
+        "mask_embed.conv3.*": "mask_downscaling.6.{}",
+    },
+    ("mask_decoder.transformer.", "sam_mask_decoder.transformer."): {
+        "layers.#.(self_attn|cross_attn_token_to_image).(q|k|v)_proj.*": "layers.{}.{}.{}_proj.{}",
+        "layers.#.(self_attn|cross_attn_token_to_image).o_proj.*": "layers.{}.{}.out_proj.{}",
+        "layers.#.cross_attn_image_to_token.(q|k|v)_proj.*": "layers.{}.cross_attn_image_to_token.{}_proj.{}",
+        "layers.#.cross_attn_image_to_token.o_proj.*": "layers.{}.cross_attn_image_to_token.out_proj.{}",
+        "layers.#.layer_norm#.*": "layers.{}.norm{}.{}",
+        "layers.#.mlp.proj_in.*": "layers.{}.mlp.layers.0.{}",
+        "layers.#.mlp.proj_out.*": "layers.{}.mlp.layers.1.{}",
+        "final_attn_token_to_image.(q|k|v)_proj.*": "final_attn_token_to_image.{}_proj.{}",
+        "final_attn_token_to_image.o_proj.*": "final_attn_token_to_image.out_proj.{}",
+        "layer_norm_final_attn.*": "norm_final_attn.{}",
+    },
+    ("mask_decoder.", "sam_mask_decoder."): {
+        "(iou_token|mask_tokens|obj_score_token).weight": "{}.weight",
+        "(conv_s0|conv_s1).*": "{}.{}",
+        "upscale_conv1.*": "output_upscaling.0.{}",
+        "upscale_layer_norm.*": "output_upscaling.1.{}",
+        "upscale_conv2.*": "output_upscaling.3.{}",
+        "output_hypernetworks_mlps.#.proj_in.*": "output_hypernetworks_mlps.{}.layers.0.{}",
+        "output_hypernetworks_mlps.#.layers.0.*": "output_hypernetworks_mlps.{}.layers.1.{}",
+        "output_hypernetworks_mlps.#.proj_out.*": "output_hypernetworks_mlps.{}.layers.2.{}",
+        "(iou_prediction_head|pred_obj_score_head).proj_in.*": "{}.layers.0.{}",
+        "(iou_prediction_head|pred_obj_score_head).layers.0.*": "{}.layers.1.{}",
+        "(iou_prediction_head|pred_obj_score_head).proj_out.*": "{}.layers.2.{}",
+    },
+    ("memory_attention.", "memory_attention."): {
+        "layers.#.(self_attn|cross_attn_image).(q|k|v)_proj.*": "layers.{}.{}.{}_proj.{}",
+        "layers.#.(self_attn|cross_attn_image).o_proj.*": "layers.{}.{}.out_proj.{}",
+        "layers.#.(linear1|linear2).*": "layers.{}.{}.{}",
+        "layers.#.layer_norm#.*": "layers.{}.norm{}.{}",
+        "layer_norm.*": "norm.{}",
+    },
+    ("memory_encoder.", "memory_encoder."): {
+        "mask_downsampler.layers.0.conv.*": "mask_downsampler.encoder.0.{}",
+        "mask_downsampler.layers.0.layer_norm.*": "mask_downsampler.encoder.1.{}",
+        "mask_downsampler.layers.1.conv.*": "mask_downsampler.encoder.3.{}",
+        "mask_downsampler.layers.1.layer_norm.*": "mask_downsampler.encoder.4.{}",
+        "mask_downsampler.layers.2.conv.*": "mask_downsampler.encoder.6.{}",
+        "mask_downsampler.layers.2.layer_norm.*": "mask_downsampler.encoder.7.{}",
+        "mask_downsampler.layers.3.conv.*": "mask_downsampler.encoder.9.{}",
+        "mask_downsampler.layers.3.layer_norm.*": "mask_downsampler.encoder.10.{}",
+        "mask_downsampler.final_conv.*": "mask_downsampler.encoder.12.{}",
+        "feature_projection.*": "pix_feat_proj.{}",
+        "memory_fuser.layers.#.scale": "fuser.layers.{}.gamma",
+        "memory_fuser.layers.#.depthwise_conv.*": "fuser.layers.{}.dwconv.{}",
+        "memory_fuser.layers.#.layer_norm.*": "fuser.layers.{}.norm.{}",
+        "memory_fuser.layers.#.pointwise_conv#.*": "fuser.layers.{}.pwconv{}.{}",
+        "projection.*": "out_proj.{}",
+    },
+    ("", ""): {
+        "shared_image_embedding.positional_embedding": (
+            "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+        ),
+        "no_memory_embedding": "no_mem_embed",
+        "no_memory_positional_encoding": "no_mem_pos_enc",
+        "memory_temporal_positional_encoding": "maskmem_tpos_enc",
+        "no_object_pointer": "no_obj_ptr",
+        "occlusion_spatial_embedding_parameter": "no_obj_embed_spatial",
+        "mask_downsample.*": "mask_downsample.{}",
+        "object_pointer_proj.proj_in.*": "obj_ptr_proj.layers.0.{}",
+        "object_pointer_proj.layers.0.*": "obj_ptr_proj.layers.1.{}",
+        "object_pointer_proj.proj_out.*": "obj_ptr_proj.layers.2.{}",
+        "temporal_positional_encoding_projection_layer.*": "obj_ptr_tpos_proj.{}",
+    },
+}
+
+
+class _Source(NamedTuple):
+    """Where a canonical tensor lies in the file: a tensor, or one row of it."""
+
+    name: str
+    row: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """What the rest of masklet sees of a checkpoint: tensors under canonical keys.
+
+    Safe to read from several threads, as long as the checkpoint is open.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    """Canonical key -> shape; tensors that the map does not know stand under their names in the file."""
+    layout: str
+    """Whose names the file has: "meta" or "transformers"."""
+    _checkpoint: Checkpoint = field(repr=False)
+    _sources: Mapping[str, _Source] = field(repr=False)
+
+    def array(self, key: str) -> np.ndarray:
+        """The tensor in float32, read-only; a view of the mapped file where it is stored so.
+
+        Raises `TensorMismatchError` for a key that is not there, `UnknownFormatError` for stored values that
+        are no weights.
+        """
+        if key not in self._sources:
+            close = ", ".join(map(quoted, difflib.get_close_matches(key, self._sources, n=3)))
+            raise TensorMismatchError(
+                f"{self._checkpoint.path}: no tensor {quoted(key)} among {len(self._sources)}"
+                + (f"; close: {close}" if close else "")
+            )
+        return _read(self._checkpoint, self._sources[key])
+
+
+def canonical(checkpoint: Checkpoint) -> Tensors:
+    """A checkpoint's tensors under Meta's SAM 2 keys, whichever known layout it has.
+
+    Raises `TensorMismatchError` where two tensors of the file stand for one key and differ.
+    """
+    # Hiera's blocks tell SAM 2 from transformers' EdgeTAM and SAM 3, whose decoders have the same names.
+    transformers = any(name.startswith("vision_encoder.backbone.blocks.") for name in checkpoint.tensors)
+    rules = _rules(_TRANSFORMERS) if transformers else []
+    shapes: dict[str, tuple[int, ...]] = {}
+    sources: dict[str, _Source] = {}
+    for name, info in checkpoint.tensors.items():
+        for key, shape, source in _translate(name, info.shape, rules):
+            if key in sources:
+                _check_equal(checkpoint, key, sources[key], source)
+            shapes[key], sources[key] = shape, source
+    layout = TRANSFORMERS if transformers else META
+    return Tensors(MappingProxyType(shapes), layout, checkpoint, MappingProxyType(sources))
+
+
+def _rules(table: _Table) -> list[_Rule]:
+    """The table's rows as patterns of whole names and templates of whole keys."""
+    return [
+        (_pattern(their_prefix + theirs), our_prefix + ours)
+        for (their_prefix, our_prefix), rows in table.items()
+        for theirs, ours in rows.items()
+    ]
+
+
+def _pattern(theirs: str) -> re.Pattern[str]:
+    return re.compile(theirs.replace(".", r"\.").replace("#", "([0-9]{1,3})").replace("*", "(weight|bias)"))
+
+
+def _translate(
+    name: str, shape: tuple[int, ...], rules: list[_Rule]
+) -> Iterator[tuple[str, tuple[int, ...], _Source]]:
+    """The keys that a tensor of the file stands for; its own name if no rule fits."""
+    for pattern, template in rules:
+        match = pattern.fullmatch(name)
+        if match and "{row}" not in template:
+            yield template.format(*match.groups()), shape, _Source(name)
+            return
+        if match and len(shape) == 2 and shape[0] == _POINT_TYPES:
+            for row in range(shape[0]):
+                yield template.format(*match.groups(), row=row), (1, shape[1]), _Source(name, row)
+            return
+    yield name, shape, _Source(name)
+
+
+def _check_equal(checkpoint: Checkpoint, key: str, first: _Source, second: _Source) -> None:
+    if not np.array_equal(_read(checkpoint, first), _read(checkpoint, second), equal_nan=True):
+        raise TensorMismatchError(
+            f"{checkpoint.path}: {quoted(first.name)} and {quoted(second.name)} both stand for {quoted(key)}"
+            " and differ; masklet has one tensor for it. Use the file as published, or save the model again"
+            " with both of them equal."
+        )
+
+
+def _read(checkpoint: Checkpoint, source: _Source) -> np.ndarray:
+    dtype = checkpoint.tensors[source.name].dtype
+    if dtype not in _FLOATS:
+        raise UnknownFormatError(
+            f"{checkpoint.path}: tensor {quoted(source.name)} is stored as {dtype}; weights are read from"
+            f" {', '.join(_FLOATS)}. Save the model again in one of these."
+        )
+    array = checkpoint.array(source.name).astype(np.float32, copy=False)
+    array.flags.writeable = False
+    return array if source.row is None else array[source.row : source.row + 1]

@@ -1,0 +1,212 @@
+"""A picture with its masks and prompts drawn over it, to be looked at.
+
+In: a picture (H, W, 3) uint8, masks, and the prompts in the picture's pixels. Out: a new picture of the same
+size. Knows nothing about models or files. Widths follow the picture's size, so that a thumbnail and a
+photograph look alike.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from masklet.errors import InputError
+from masklet.io.image import read_image
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Colour = tuple[int, int, int]
+
+# Far apart from each other and from the greens and browns of most photographs; the first is the field's own
+# blue.
+PALETTE: tuple[Colour, ...] = (
+    (30, 144, 255),  # blue
+    (255, 92, 40),  # orange red
+    (255, 200, 30),  # amber
+    (178, 102, 255),  # violet
+    (32, 214, 120),  # green
+    (255, 82, 168),  # pink
+    (0, 208, 220),  # cyan
+    (168, 224, 32),  # lime
+)
+_WHITE: Colour = (255, 255, 255)
+_ON_OBJECT: Colour = (22, 163, 74)
+_OFF_OBJECT: Colour = (220, 38, 38)
+
+_LINES_PER_SIDE = 440  # line widths that fit along the picture's (geometric mean) side
+_SUPERSAMPLING = 4  # markers are drawn this much larger, then reduced: smooth edges
+
+
+def draw_overlay(
+    image: np.ndarray,
+    masks: Any,
+    *,
+    points: Any = None,
+    labels: Any = None,
+    boxes: Any = None,
+    alpha: float = 0.5,
+) -> np.ndarray:
+    """Masks as translucent colour with a sharp outline, boxes, and points (green + on the object, red - off it).
+
+    `masks` is (H, W), (N, H, W) or a list of (H, W): bool, or numbers of which the positive ones count. Each
+    has a colour of its own, and smaller ones lie on top. `points` (..., 2) are (x, y) in pixels with
+    `labels` 1 or 0 (others are not drawn; all 1 if None), `boxes` (..., 4) xyxy in pixels. `alpha` (0 to 1)
+    is how much of the picture the colour hides. Returns a new (H, W, 3) uint8 array; raises `InputError`
+    where shapes do not fit.
+    """
+    from PIL import Image
+
+    image = read_image(image)
+    size_hw = (image.shape[0], image.shape[1])
+    planes = _mask_planes(masks, size_hw)
+    xy, signs = _points(points, labels)
+    corners = _numbers("boxes", boxes, 4)
+    if not 0 <= alpha <= 1:
+        raise InputError(f"The alpha of an overlay must be 0 to 1, got {alpha}.")
+
+    canvas = Image.fromarray(image).copy()
+    line = max(1.5, math.sqrt(size_hw[0] * size_hw[1]) / _LINES_PER_SIDE)
+    largest_first = sorted(range(len(planes)), key=lambda index: -np.count_nonzero(planes[index]))
+    for index in largest_first:
+        _draw_mask(canvas, planes[index], palette_colour(index), line, alpha)
+    for index, box in enumerate(corners):
+        _draw_box(canvas, box, palette_colour(index), line)
+    for point, sign in zip(xy, signs, strict=True):
+        if sign in (0, 1):
+            _draw_point(canvas, point, bool(sign), line)
+    return np.array(canvas)
+
+
+def palette_colour(index: int) -> Colour:
+    """The colour of the mask with that number: the palette, then hues in golden-ratio steps, which never repeat."""
+    if index < len(PALETTE):
+        return PALETTE[index]
+    hue = (index * 0.6180339887) % 1.0
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.55 + 0.3 * (index % 2), 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+# ---------------------------------------------------------------------------------------------------- drawing
+
+
+def _draw_mask(canvas: Image.Image, mask: np.ndarray, colour: Colour, line: float, alpha: float) -> None:
+    """Fill and outline, both from one blurred copy of the mask.
+
+    Across an edge, a mask blurred with width sigma rises as the normal distribution does, so its inverse
+    turns each grey value into a distance from the edge. A table from grey values to opacity then draws
+    smooth lines of any width, without the mask's stairs.
+    """
+    from PIL import Image, ImageFilter
+
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if rows.size == 0:
+        return
+    outline, halo = 1.3 * line, 0.6 * line
+    sigma = (outline / 2 + halo + 0.5) / 2.2  # beyond 2.2 sigma, 8-bit grey no longer tells distances apart
+    margin = math.ceil(3 * sigma)
+    top, left = max(0, rows[0] - margin), max(0, columns[0] - margin)
+    crop = mask[top : rows[-1] + margin + 1, left : columns[-1] + margin + 1]
+    blurred = Image.fromarray(crop.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(sigma))
+
+    normal = NormalDist(0, sigma)
+    inside = np.array(
+        [normal.inv_cdf((grey + 0.5) / 256) for grey in range(256)]
+    )  # pixels; negative: outside
+    at = (int(left), int(top))
+    for paint, opacity in (
+        (colour, alpha * np.clip(inside + 0.5, 0, 1)),
+        (_WHITE, np.clip(halo / 2 + 0.5 - np.abs(inside + outline / 2 + halo / 2), 0, 1)),
+        (colour, np.clip(outline / 2 + 0.5 - np.abs(inside), 0, 1)),
+    ):
+        canvas.paste(paint, at, blurred.point((255 * opacity).round().astype(int).tolist()))
+
+
+def _draw_box(canvas: Image.Image, box: np.ndarray, colour: Colour, line: float) -> None:
+    from PIL import ImageDraw
+
+    draw = ImageDraw.Draw(canvas)
+    thin, rim = max(1, round(1.2 * line)), max(1, round(0.6 * line))
+    # Far corners are brought near: Pillow draws in 32-bit integers.
+    reach = 4 * (thin + rim)
+    corners = np.clip(box, -reach, np.array([canvas.width, canvas.height] * 2) + reach)
+    x0, x1 = sorted(round(float(x)) for x in corners[0::2])
+    y0, y1 = sorted(round(float(y)) for y in corners[1::2])
+    for paint, width in ((_WHITE, thin + 2 * rim), (colour, thin)):
+        out = width // 2
+        draw.rectangle((x0 - out, y0 - out, x1 + out, y1 + out), outline=paint, width=width)
+
+
+def _draw_point(canvas: Image.Image, xy: np.ndarray, on_object: bool, line: float) -> None:
+    from PIL import Image, ImageDraw
+
+    radius = max(6.0, 5.5 * line)
+    half = math.ceil(radius * 1.3)
+    if not (-half <= xy[0] <= canvas.width + half and -half <= xy[1] <= canvas.height + half):
+        return
+    tile = Image.new("RGBA", (2 * half * _SUPERSAMPLING,) * 2)
+    draw = ImageDraw.Draw(tile)
+    centre = half * _SUPERSAMPLING
+
+    def disc(share: float, fill: tuple[int, int, int, int]) -> None:
+        reach = share * radius * _SUPERSAMPLING
+        draw.ellipse((centre - reach, centre - reach, centre + reach, centre + reach), fill=fill)
+
+    def bar(width: float, height: float) -> None:
+        x, y = (share * radius * _SUPERSAMPLING for share in (width, height))
+        draw.rounded_rectangle(
+            (centre - x, centre - y, centre + x, centre + y), radius=min(x, y), fill=_WHITE
+        )
+
+    disc(1.15, (0, 0, 0, 96))
+    disc(1.0, (*_WHITE, 255))
+    disc(0.78, (*(_ON_OBJECT if on_object else _OFF_OBJECT), 255))
+    bar(0.5, 0.14)
+    if on_object:
+        bar(0.14, 0.5)
+    tile = tile.resize((2 * half, 2 * half), Image.Resampling.BOX)
+    canvas.paste(tile, (round(float(xy[0])) - half, round(float(xy[1])) - half), mask=tile)
+
+
+# -------------------------------------------------------------------------------------------------- arguments
+
+
+def _mask_planes(masks: Any, size_hw: tuple[int, int]) -> list[np.ndarray]:
+    planes = [np.asarray(mask) for mask in masks]
+    if planes and planes[0].ndim == 1:  # one mask, not a list of them
+        planes = [np.asarray(masks)]
+    for plane in planes:
+        if plane.shape != size_hw or plane.dtype.kind not in "biuf":
+            raise InputError(
+                f"A mask to draw must have the picture's size {size_hw}, bool or numbers, got {plane.shape} {plane.dtype}."
+            )
+    return [plane > 0 for plane in planes]
+
+
+def _points(points: Any, labels: Any) -> tuple[np.ndarray, list[int]]:
+    xy = _numbers("points", points, 2)
+    signs = [1] * len(xy) if labels is None else np.asarray(labels).reshape(-1).tolist()
+    if len(signs) != len(xy):
+        raise InputError(
+            f"Got {len(xy)} points to draw and {len(signs)} labels; give one label for each point."
+        )
+    return xy, signs
+
+
+def _numbers(name: str, given: Any, width: int) -> np.ndarray:
+    """Points or boxes as (N, width) finite floats; none if None."""
+    if given is None:
+        return np.empty((0, width))
+    try:
+        values = np.asarray(given, np.float64)
+    except (TypeError, ValueError):
+        values = np.full(1, np.nan)
+    if values.ndim == 0 or values.shape[-1] != width or not np.isfinite(values).all():
+        raise InputError(
+            f"The {name} to draw must be finite numbers of shape (..., {width}), got {str(given)[:80]}."
+        )
+    return values.reshape(-1, width)

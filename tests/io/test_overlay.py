@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from masklet.errors import InputError
+from masklet.io.overlay import PALETTE, draw_overlay, palette_colour
+
+GREY = np.full((120, 160, 3), 100, np.uint8)
+
+
+def disc(radius: float, x: float = 80, y: float = 60, size_hw: tuple[int, int] = (120, 160)) -> np.ndarray:
+    row, column = np.mgrid[: size_hw[0], : size_hw[1]]
+    return (column - x) ** 2 + (row - y) ** 2 < radius**2
+
+
+def distances(radius: float) -> np.ndarray:
+    """Distance of each pixel from the edge of `disc(radius)`, negative outside."""
+    row, column = np.mgrid[:120, :160]
+    return radius - np.hypot(column - 80, row - 60)
+
+
+def test_the_fill_is_translucent_and_the_rest_untouched() -> None:
+    before = GREY.copy()
+    drawn = draw_overlay(GREY, disc(40), alpha=0.5)
+    assert drawn.shape == GREY.shape
+    assert drawn.dtype == np.uint8
+    np.testing.assert_array_equal(GREY, before)
+    inside, outside = distances(40) > 8, distances(40) < -8
+    np.testing.assert_allclose(
+        drawn[inside], np.broadcast_to((100 + np.array(PALETTE[0])) / 2, drawn[inside].shape), atol=1
+    )
+    np.testing.assert_array_equal(drawn[outside], GREY[outside])
+
+
+def test_alpha_says_how_much_is_hidden() -> None:
+    centre = [draw_overlay(GREY, disc(40), alpha=alpha)[60, 80].tolist() for alpha in (0, 0.25, 1)]
+    assert centre[0] == [100, 100, 100]
+    np.testing.assert_allclose(centre[1], 75 + np.array(PALETTE[0]) / 4, atol=1)
+    assert centre[2] == list(PALETTE[0])
+
+
+def test_the_outline_is_full_colour_with_white_outside() -> None:
+    drawn = draw_overlay(GREY, disc(40), alpha=0).astype(int)
+    at_edge = np.abs(distances(40)) < 0.4
+    assert (np.abs(drawn[at_edge] - PALETTE[0]).max(axis=1) < 40).mean() > 0.95
+    ring = drawn[(distances(40) < -1.3) & (distances(40) > -2.2)]
+    assert ring.min(axis=1).mean() > 130  # lighter than the grey of 100 in every channel
+
+
+def test_the_outline_grows_with_the_picture() -> None:
+    def painted(scale: int) -> int:
+        size_hw = (120 * scale, 160 * scale)
+        mask = disc(40 * scale, 80 * scale, 60 * scale, size_hw)
+        picture = np.full((*size_hw, 3), 100, np.uint8)
+        return int((draw_overlay(picture, mask, alpha=0) != picture).any(axis=2).sum())
+
+    # Twelve times the length, and from some scale on also wider.
+    assert painted(12) > 1.5 * 12 * painted(1)
+
+
+def test_no_outline_along_the_frame() -> None:
+    mask = np.zeros((120, 160), bool)
+    mask[:, :80] = True
+    drawn = draw_overlay(GREY, mask, alpha=0)
+    assert (drawn[60, 78:82] != 100).any()
+    np.testing.assert_array_equal(drawn[:, :70], GREY[:, :70])
+
+
+def test_masks_have_their_own_colours_and_small_ones_lie_on_top() -> None:
+    small, large, aside = disc(15), disc(50), disc(12, 145, 15)
+    drawn = draw_overlay(GREY, [small, large, aside], alpha=1)
+    assert drawn[60, 80].tolist() == list(PALETTE[0])
+    assert drawn[60, 110].tolist() == list(PALETTE[1])
+    assert drawn[15, 145].tolist() == list(PALETTE[2])
+
+
+def test_colours_stay_apart() -> None:
+    colours = np.array([palette_colour(index) for index in range(40)])
+    assert colours.min() >= 0
+    assert colours.max() <= 255
+    assert len({tuple(colour) for colour in colours.tolist()}) == 40
+    first = colours[: len(PALETTE)].astype(int)
+    apart = np.abs(first[:, None] - first[None]).sum(axis=2) + 1000 * np.eye(len(first), dtype=int)
+    assert apart.min() > 100
+
+
+@pytest.mark.parametrize(
+    "masks",
+    [
+        disc(40),
+        disc(40)[None],
+        [disc(40)],
+        disc(40).astype(np.float32),  # what the reference's `predict` returns
+        np.where(disc(40), 7.5, -3.0)[None],
+        disc(40).astype(np.uint8) * 255,
+        disc(40).tolist(),
+        (mask for mask in [disc(40)]),
+    ],
+)
+def test_forms_of_masks(masks: Any) -> None:
+    np.testing.assert_array_equal(draw_overlay(GREY, masks), draw_overlay(GREY, disc(40)))
+
+
+@pytest.mark.parametrize("masks", [[], np.zeros((0, 120, 160), bool), np.zeros((120, 160), bool)])
+def test_nothing_to_draw(masks: Any) -> None:
+    drawn = draw_overlay(GREY, masks, points=[], labels=[], boxes=[])
+    np.testing.assert_array_equal(drawn, GREY)
+    assert drawn is not GREY
+
+
+def test_points() -> None:
+    drawn = draw_overlay(GREY, [], points=[[40, 30], [120, 90], [80, 60]], labels=[1, 0, -1]).astype(int)
+    green, red = drawn[30 + 3, 40 + 3], drawn[90 + 3, 120 + 3]  # beside the white signs
+    assert green[1] > green[0] + 60
+    assert red[0] > red[1] + 60
+    assert drawn[30, 40].tolist() == drawn[90, 120].tolist() == [255, 255, 255]
+    assert drawn[30 + 2, 40].min() > drawn[90 + 2, 120].min() + 60  # plus has a vertical bar, minus has none
+    np.testing.assert_array_equal(drawn[50:70, 70:90], GREY[50:70, 70:90])  # padding is no point
+    np.testing.assert_array_equal(
+        draw_overlay(GREY, [], points=[[40, 30]]), draw_overlay(GREY, [], points=[[[40, 30]]], labels=[[1]])
+    )
+
+
+def test_markers_are_cut_off_at_the_frame() -> None:
+    drawn = draw_overlay(GREY, [], points=[[0, 0], [159, 119]])
+    assert drawn[0, 0].tolist() == drawn[119, 159].tolist() == [255, 255, 255]
+    far = draw_overlay(GREY, [], points=[[-1000, 5], [1e300, -1e300], [80, 1e9]])
+    np.testing.assert_array_equal(far, GREY)
+
+
+def test_boxes() -> None:
+    drawn = draw_overlay(GREY, [], boxes=[[30, 20, 90, 70], [100, 80, 140, 110]])
+    for x, y in ((30, 45), (90, 45), (60, 20), (60, 70)):
+        assert drawn[y, x].tolist() == list(PALETTE[0])
+    assert drawn[95, 100].tolist() == list(PALETTE[1])
+    np.testing.assert_array_equal(drawn[30:60, 40:80], GREY[30:60, 40:80])
+    np.testing.assert_array_equal(
+        draw_overlay(GREY, [], boxes=[90, 70, 30, 20]), draw_overlay(GREY, [], boxes=[[30, 20, 90, 70]])
+    )
+
+
+def test_boxes_beyond_the_frame() -> None:
+    drawn = draw_overlay(GREY, [], boxes=[[-1e12, 60, 1e12, 1e12]])
+    assert drawn[60, 80].tolist() == list(PALETTE[0])
+    assert (drawn[60] == PALETTE[0]).all()
+    np.testing.assert_array_equal(drawn[70:], GREY[70:])
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (1, 300), (300, 1), (2, 3)])
+def test_tiny_pictures(size_hw: tuple[int, int]) -> None:
+    picture = np.zeros((*size_hw, 3), np.uint8)
+    drawn = draw_overlay(picture, np.ones(size_hw, bool), points=[[0, 0]], boxes=[[0, 0, 1, 1]])
+    assert drawn.shape == picture.shape
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"masks": np.zeros((4, 4), bool)}, r"picture's size \(120, 160\)"),
+        ({"masks": np.zeros((2, 1, 120, 160), bool)}, "picture's size"),
+        ({"masks": [disc(40), disc(40)[:5]]}, "picture's size"),
+        ({"masks": np.zeros((120, 160), "U1")}, "numbers"),
+        ({"points": [1, 2, 3]}, "points"),
+        ({"points": [[1, np.nan]]}, "points"),
+        ({"points": "ab"}, "points"),
+        ({"points": [[1, 2]], "labels": [1, 0]}, "1 points to draw and 2 labels"),
+        ({"boxes": [[1, 2, 3]]}, "boxes"),
+        ({"boxes": [[1, 2, 3, np.inf]]}, "boxes"),
+        ({"alpha": 1.5}, "alpha"),
+    ],
+)
+def test_refused_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        draw_overlay(GREY, **{"masks": [], **arguments})
+
+
+def test_refused_picture() -> None:
+    with pytest.raises(InputError, match="uint8"):
+        draw_overlay(GREY.astype(np.float32), disc(40))
