@@ -92,6 +92,7 @@ def test_colours_stay_apart() -> None:
     [
         disc(40),
         disc(40)[None],
+        disc(40)[None, None],
         [disc(40)],
         disc(40).astype(np.float32),  # what the reference's `predict` returns
         np.where(disc(40), 7.5, -3.0)[None],
@@ -160,7 +161,8 @@ def test_tiny_pictures(size_hw: tuple[int, int]) -> None:
     ("arguments", "message"),
     [
         ({"masks": np.zeros((4, 4), bool)}, r"picture's size \(120, 160\)"),
-        ({"masks": np.zeros((2, 1, 120, 160), bool)}, "picture's size"),
+        ({"masks": np.zeros((2, 120, 1), bool)}, "picture's size"),
+        ({"masks": [[[1, 2], [3]]]}, "picture's size"),
         ({"masks": [disc(40), disc(40)[:5]]}, "picture's size"),
         ({"masks": np.zeros((120, 160), "U1")}, "numbers"),
         ({"points": [1, 2, 3]}, "points"),

@@ -88,6 +88,8 @@ def test_every_step_of_the_encoder(golden):
 
 def test_every_step_behind_the_prompts(golden):
     for name in golden.cases:
+        if name == "nothing":  # without a prompt, a dump ends with the encoder; `test_the_predictor` has the case
+            continue
         arguments, expected = golden.case(name)
         steps = dump(golden.model, golden.image, **arguments)
         check(steps, {key: value for key, value in expected.items() if key.startswith("sam_")}, skip=("stability",))

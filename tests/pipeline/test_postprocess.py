@@ -244,7 +244,7 @@ def test_sprinkles_up_to_the_area_are_removed() -> None:
 
 
 def test_both_are_found_in_the_mask_as_it_came() -> None:
-    """Filling a hole would join the speck in it to the object; the reference removes the speck all the same."""
+    """Filling a hole would join the speck in it to the object; the reference removes the speck even so."""
     logits = logits_of("#######", "#.....#", "#..#..#", "#.....#", "#######")
     cleaned = clean(logits, holes=14, sprinkles=1)
     assert cleaned[2, 3] == -10

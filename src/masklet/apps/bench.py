@@ -1,14 +1,13 @@
 """`masklet bench`: how fast and how large a model is on this machine.
 
-In: a model and how often to repeat. Out, on stdout: medians with their spread, threads, versions, peak memory. The picture is
-synthetic, always the same, and in memory, so that no decoder and no disk takes part. Comparisons with other programs are in
-`benchmarks/`, not here.
+In: a model and how often to repeat. Out, on stdout: medians with their spread, threads, versions, peak
+memory. The picture is synthetic, always the same, and in memory, so that no decoder and no disk takes part.
+Comparisons with other programs are in `benchmarks/`, not here.
 """
 
 from __future__ import annotations
 
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -38,6 +37,8 @@ class Timing:
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Timing:
         """The summary of at least one run."""
+        import statistics
+
         return cls(statistics.median(seconds), min(seconds), max(seconds), len(seconds))
 
     def __str__(self) -> str:
@@ -48,10 +49,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class Timings:
-    """`start` is the first picture's way from file to mask after `load`, `encode` and `click` are the steady state."""
+    """`first` is the first picture's way to a mask after `load`; `encode` and `click` are the steady state."""
 
     load: Timing
-    start: Timing
+    first: Timing
     encode: Timing
     click: Timing
 
@@ -101,12 +102,12 @@ def _measure(model: Model, load_seconds: float, repeats: int) -> Timings:
         point = scene.points_xy[index % len(scene.points_xy)]
         predictor.predict(point_coords=point[None], point_labels=[1], multimask_output=False)
 
-    start = _seconds(encode) + _seconds(lambda: click(0))  # also makes the sessions
+    first = _seconds(encode) + _seconds(lambda: click(0))  # also makes the sessions
     encodings, clicks = [], []
     for _ in range(repeats):
         encodings.append(_seconds(encode))
         clicks += [_seconds(lambda index=index: click(index)) for index in range(CLICKS_PER_ENCODING)]
-    return Timings(Timing.of([load_seconds]), Timing.of([start]), Timing.of(encodings), Timing.of(clicks))
+    return Timings(Timing.of([load_seconds]), Timing.of([first]), Timing.of(encodings), Timing.of(clicks))
 
 
 def _seconds(step: Callable[[], object]) -> float:
@@ -145,12 +146,13 @@ def _report(model: Model, timings: Timings) -> dict[str, Any]:
 def _write_text(report: dict[str, Any], timings: Timings) -> None:
     memory = report["peak_memory_bytes"]
     height, width = report["picture_size"]
+    side = report["image_size"]
     terminal.write_fields(
         {
-            "model": f"{report['model']}, input {report['image_size']} x {report['image_size']}, {report['precision']}",
+            "model": f"{report['model']}, input {side} x {side}, {report['precision']}",
             "device": f"{report['device']}, {report['threads']} threads",
             "load": str(timings.load),
-            "first mask": f"{timings.start}, after loading",
+            "first mask": f"{timings.first}, after loading",
             "encode": f"{timings.encode}, {width} x {height} picture",
             "click": str(timings.click),
             "peak memory": "unknown on this system" if memory is None else terminal.human_size(memory),
@@ -161,11 +163,10 @@ def _write_text(report: dict[str, Any], timings: Timings) -> None:
 
 
 def peak_memory() -> int | None:
-    """The most memory that this process has held so far, resident, in bytes; None where the system does not say."""
+    """The most memory that this process has held so far, resident, in bytes; None if the system is silent."""
     try:
         import resource
     except ImportError:  # Windows
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-

@@ -1,7 +1,7 @@
 """The command `masklet`: arguments in, an exit code out.
 
-Exit codes: 0 done, 1 a `MaskletError` (or a bug), 2 the command was not understood, 130 Ctrl-C. Each command is a function
-in a module of its own; here they are put together, and every exception that they raise becomes a message.
+Exit codes: 0 done, 1 a `MaskletError` (or a bug), 2 the command was not understood, 130 Ctrl-C. Each command
+is a function in another module; here they are put together, and every exception of theirs becomes a message.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def main() -> NoReturn:
     except Exception as error:  # noqa: BLE001 - the last line of defence: anything else is a bug of ours
         _print_traceback(error)
         terminal.error(
-            f"this is a bug in masklet {__version__} ({type(error).__name__}). Please report it with the lines above, "
-            f"the command that you typed, and: Python {sys.version.split()[0]} on {sys.platform}."
+            f"this is a bug in masklet {__version__} ({type(error).__name__}). Please report it with the lines "
+            f"above, the command that you typed, and: Python {sys.version.split()[0]} on {sys.platform}."
         )
         sys.exit(1)
     sys.exit(0)

@@ -27,19 +27,26 @@ def export(
             help="encode_image, encode_points, encode_mask or decode_masks. Repeat for more.",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export in that folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier export in that folder.")
+    ] = False,
     image_size: options.ImageSize = None,
 ) -> None:
     """Write a model as ONNX files that run without masklet.
 
-    One file for each stage, its weights inside, in standard operators only, and manifest.json, which tells what goes in
-    and out and what a program around the files must do.
+    One file for each stage, its weights inside, standard operators only, and
+    manifest.json, which tells what goes in and out and what a program around
+    the files must do.
     """
     from masklet.pipeline.export import export as export_model
 
     loaded = options.load_model(model, device="cpu", threads=None, precision="f32", image_size=image_size)
     manifest = export_model(
-        loaded, folder, stages=stage, overwrite=overwrite, on_stage=lambda name: terminal.note(f"Writing {name}")
+        loaded,
+        folder,
+        stages=stage,
+        overwrite=overwrite,
+        on_stage=lambda name: terminal.note(f"Writing {name}"),
     )
     files = [path for path in sorted(manifest.parent.iterdir()) if path.is_file()]
     rows = [(str(path), terminal.human_size(path.stat().st_size)) for path in files]

@@ -1,7 +1,7 @@
 """`masklet dump` and `masklet compare`: find where two runs of one network first part.
 
-In: a model, a picture and prompts; two .npz files. Out: an .npz file; on stdout a table or one JSON document, and an exit
-code that says whether the two agree.
+In: a model, a picture and prompts; two .npz files. Out: an .npz file; on stdout a table or one JSON document,
+and an exit code that says whether the two agree.
 """
 
 from __future__ import annotations
@@ -14,25 +14,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from masklet.apps import options, terminal
-from masklet.apps.segment import Box, Point, parse_box, parse_point
 
 if TYPE_CHECKING:
     from masklet import Model
     from masklet.pipeline.compare import Comparison, Difference
-
-PROMPTS = "Prompts"
 
 
 def dump(
     model: options.ModelArgument,
     image: Annotated[
         Path | None,
-        typer.Argument(metavar="IMAGE", show_default=False, help="A picture: PNG, JPEG, WebP, TIFF and others."),
+        typer.Argument(
+            metavar="IMAGE", show_default=False, help="A picture: PNG, JPEG, WebP, TIFF and others."
+        ),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE.npz", show_default=False, help="Where to write the steps, for NumPy."
+            "--output",
+            "-o",
+            metavar="FILE.npz",
+            show_default=False,
+            help="Where to write the steps, for NumPy.",
         ),
     ] = None,
     stage: Annotated[
@@ -41,83 +44,47 @@ def dump(
             "--stage",
             metavar="NAME",
             show_default="all that the prompts reach",
-            help="A step, all below a name, or a pattern: image_encoder.neck.2, image_encoder.trunk, '*.blocks.1?'. "
-            "Repeat for more. Only what they need is computed.",
+            help="A step, all below a name, or a pattern: image_encoder.neck.2, image_encoder.trunk, "
+            "'*.blocks.1?'. Repeat for more. Only what they need is computed.",
         ),
     ] = None,
-    list_steps: Annotated[bool, typer.Option("--list", help="Print the names of all steps and stop.")] = False,
-    point: Annotated[
-        list[Point] | None,
-        typer.Option(
-            "--point",
-            "-p",
-            metavar="X,Y[,0|1]",
-            parser=parse_point,
-            rich_help_panel=PROMPTS,
-            help="A pixel on the object (1, the default) or off it (0). Repeat for more.",
-        ),
-    ] = None,
-    box: Annotated[
-        Box | None,
-        typer.Option(
-            "--box",
-            "-b",
-            metavar="X0,Y0,X1,Y1",
-            parser=parse_box,
-            rich_help_panel=PROMPTS,
-            help="A box around the object: top left and bottom right corner, in pixels.",
-        ),
-    ] = None,
-    mask_input: Annotated[
-        Path | None,
-        typer.Option(
-            "--mask-input",
-            metavar="FILE",
-            rich_help_panel=PROMPTS,
-            help="A rough mask: a black and white picture, or .npy logits of an earlier prediction.",
-        ),
-    ] = None,
+    list_steps: Annotated[
+        bool, typer.Option("--list", help="Print the names of all steps and stop.")
+    ] = False,
+    point: options.Points = None,
+    box: options.Boxes = None,
+    mask_input: options.MaskInput = None,
     multimask: Annotated[
         bool,
-        typer.Option("--multimask", rich_help_panel=PROMPTS, help="Three candidates instead of the one best."),
+        typer.Option(
+            "--multimask", rich_help_panel=options.PROMPTS, help="Three candidates instead of the one best."
+        ),
     ] = False,
     device: options.Device = "cpu",
     threads: options.Threads = None,
     precision: options.Precision = "f32",
     image_size: options.ImageSize = None,
 ) -> None:
-    """Write what goes on inside the network, step by step, to an .npz file.
+    """Write what goes on inside the network, step by step.
 
-    Names and layouts are those of Meta's code, so that masklet compare finds where two runs first differ. The plain
-    graph runs: standard operators, nothing fused or folded. Without a prompt it stops behind the image encoder.
+    Names and layouts are those of Meta's code, so that masklet compare finds
+    where two runs part. What runs is the plain graph: standard operators,
+    nothing fused or folded. Without a prompt it ends with the image encoder.
     """
     if not list_steps and image is None:
-        raise typer.BadParameter("give a picture, or --list for the names of all steps.", param_hint="'IMAGE'")
+        raise typer.BadParameter(
+            "give a picture, or --list for the names of all steps.", param_hint="'IMAGE'"
+        )
     if not list_steps and output is None:
         raise typer.BadParameter("say where to write: -o FILE.npz.", param_hint="'--output' / '-o'")
+    prompt = options.one_prompt(point, box, mask_input)
     loaded = options.load_model(
         model, device=device, threads=threads, precision=precision, image_size=image_size
     )
     if image is None or output is None or list_steps:
         _list(loaded)
-        return
-
-    import numpy as np
-
-    from masklet.io.atomic import open_atomic
-    from masklet.io.masks import read_mask_input
-    from masklet.pipeline.dump import dump as dump_steps
-
-    mask = None if mask_input is None else read_mask_input(mask_input, loaded.image_size // 4)
-    coords = [(p.x, p.y) for p in point or ()] or None
-    labels = [p.label for p in point or ()] or None
-    corners = box.xyxy if box else None
-    with open_atomic(output) as file:  # before the work: a folder that isn't there shows at once
-        with terminal.status("Running the plain graph"):
-            steps = dump_steps(loaded, image, coords, labels, corners, mask, multimask, stages=stage)
-        np.savez(file, **steps)  # type: ignore[arg-type]
-    size = terminal.human_size(sum(array.nbytes for array in steps.values()))
-    terminal.note(f"{len(steps)} steps, {size}, in {output}")
+    else:
+        _dump(loaded, image, output, prompt, multimask, stage)
 
 
 def _list(model: Model) -> None:
@@ -125,6 +92,31 @@ def _list(model: Model) -> None:
 
     names = step_names(model)
     terminal.write("".join(f"{name}\n" for name in (*names.image, *names.prompt)))
+
+
+def _dump(
+    model: Model,
+    image: Path,
+    output: Path,
+    prompt: options.Prompt | None,
+    multimask: bool,
+    stages: list[str] | None,
+) -> None:
+    import numpy as np
+
+    from masklet.io.atomic import open_atomic
+    from masklet.io.masks import read_mask_input
+    from masklet.pipeline.dump import dump as dump_steps
+
+    arguments: dict[str, Any] = prompt.arguments() if prompt else {}
+    if prompt and prompt.mask_input:
+        arguments["mask_input"] = read_mask_input(prompt.mask_input, model.image_size // 4)
+    with open_atomic(output) as file:  # before the work: a folder that isn't there shows at once
+        with terminal.status("Running the plain graph"):
+            steps = dump_steps(model, image, **arguments, multimask_output=multimask, stages=stages)
+        np.savez(file, **steps)  # type: ignore[arg-type]
+    size = terminal.human_size(sum(array.nbytes for array in steps.values()))
+    terminal.note(f"{len(steps)} steps, {size}, in {output}")
 
 
 def compare(
@@ -143,8 +135,9 @@ def compare(
 ) -> None:
     """Compare two .npz files tensor by tensor, and name the first that differs.
 
-    The order is that of A, which in a dump is the order of the data. Exit code 0 if every tensor that both have agrees
-    within the tolerance, else 1. A tensor that one file alone has is listed and does not count.
+    The order is that of A, which in a dump is the order of the data. The exit
+    code is 0 if all tensors that both have agree within the tolerance, else 1.
+    Tensors that only one of them has are listed and do not count.
     """
     from masklet.pipeline.compare import compare_files
 

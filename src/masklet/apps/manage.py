@@ -1,6 +1,6 @@
 """`masklet models`, `pull`, `info` and `cache`: what there is, on the hub, in a file and on this disk.
 
-In: names and files. Out: tables, fields or one JSON document on stdout. No network is ever computed here.
+In: names and files. Out: tables, fields or one JSON document on stdout. Nothing is computed here.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from masklet.registry import PublishedModel
 
 ABILITIES = ("pictures: points, a box or a mask as prompts; one mask or three candidates",)
+LAYOUTS = {"meta": "Meta's tensor names", "transformers": "the tensor names of Hugging Face transformers"}
 
-# ------------------------------------------------------------------------------------------------------- models, pull
+# ----------------------------------------------------------------------------------------------- models, pull
 
 
 def models(json: options.Json = False) -> None:
@@ -68,15 +69,23 @@ def pull(
 ) -> None:
     """Download a published model and print its path.
 
-    A download that was cut off is resumed, and what arrives is verified.
-    The file goes to Hugging Face's cache, which HF_HOME sets.
+    A download that was cut off is resumed. The file is verified, also when it
+    is there already. It goes to Hugging Face's cache, which HF_HOME sets.
     """
     from masklet import registry
+    from masklet.io import hub
 
-    terminal.write(f"{options.download(registry.find(name))}\n")
+    model = registry.find(name)
+    path = hub.cached(model)
+    if path is None:
+        path = options.download(model)  # verified on arrival
+    else:
+        with terminal.status(f"Verifying {path.name}"):
+            hub.verify(model, path)
+    terminal.write(f"{path}\n")
 
 
-# ------------------------------------------------------------------------------------------------------------- info
+# ------------------------------------------------------------------------------------------------------- info
 
 
 def info(
@@ -143,22 +152,24 @@ def _file_report(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _add_model_report(report: dict[str, Any], checkpoint: Checkpoint) -> MaskletError | None:
-    """Add what the model in the file is, and what it can do; the reason is returned if masklet cannot run it."""
+    """Add what the model in the file is, and what it can do; returns the reason if masklet cannot run it."""
     from masklet import load
     from masklet.families.keymaps import canonical
 
-    known = dict.fromkeys(("family", "version", "model", "layout", "image_size"))
-    report.update({**known, "abilities": [], "problem": None})
+    unknown = dict.fromkeys(("model", "family", "version", "network", "image_size", "layout"))
+    report.update({**unknown, "abilities": [], "problem": None})
     try:
         report["layout"] = canonical(checkpoint).layout
         model = load(checkpoint.path)
     except MaskletError as error:
         report["problem"] = str(error)
         return error
+    trunk = model.config.trunk
     report.update(
+        model=options.model_name(model),
         family=model.config.family,
         version=model.config.version,
-        model=options.model_name(model),
+        network={"width": trunk.embed_dim, "blocks": list(trunk.stages), "channels": model.config.d_model},
         image_size=model.image_size,
         abilities=list(ABILITIES),
     )
@@ -167,15 +178,22 @@ def _add_model_report(report: dict[str, Any], checkpoint: Checkpoint) -> Masklet
 
 def _fields(report: dict[str, Any]) -> dict[str, str]:
     """The report for people; what isn't known is left out."""
-    dtypes = ", ".join(f"{dtype} ({count})" for dtype, count in report["dtypes"].items())
-    verified = {True: "all checksums match", False: "the file carries no checksums"}.get(report.get("verified"))
+    dtypes = ", ".join(f"{dtype} ({count} tensors)" for dtype, count in report["dtypes"].items())
+    network = report["network"]
+    if network is not None:
+        blocks = " + ".join(map(str, network["blocks"]))
+        network = f"trunk {network['width']} wide with {blocks} blocks, {network['channels']} channels"
+    verified = {True: "all checksums match", False: "the file carries no checksums"}.get(
+        report.get("verified")
+    )
     fields = {
         "file": f"{report['file']} ({terminal.human_size(report['bytes'])}, {report['format']})",
         "model": report["model"],
         "family": report["family"] and f"{report['family']}, version {report['version']}",
+        "network": network,
         "parameters": f"{report['parameters']:,} in {report['tensors']} tensors",
         "dtypes": dtypes,
-        "layout": report["layout"],
+        "layout": LAYOUTS.get(report["layout"]),
         "input": report["image_size"] and f"{report['image_size']} x {report['image_size']} pixels",
         "can do": "\n".join(report["abilities"]),
         "ignored": ", ".join(report["ignored"]),
@@ -184,7 +202,7 @@ def _fields(report: dict[str, Any]) -> dict[str, str]:
     return {name: text for name, text in fields.items() if text}
 
 
-# ------------------------------------------------------------------------------------------------------------- cache
+# ------------------------------------------------------------------------------------------------------ cache
 
 
 def cache(

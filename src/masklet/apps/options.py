@@ -1,7 +1,7 @@
 """Options that several commands share, what their text means, and the model that they describe.
 
-In: text from the command line. Out: checked values, and a loaded `masklet.Model`. A value that cannot be meant is a usage
-error (exit code 2) before any file is touched.
+In: text from the command line. Out: checked values, and a loaded `masklet.Model`. A value that cannot be
+meant is a usage error (exit code 2) before any file is touched.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PROMPTS = "Prompts"  # titles of options in a command's help
 RUNNING = "Running the model"
 _SIZE_MULTIPLE = 32
 
-# ------------------------------------------------------------------------------------------------------- what text means
+# -------------------------------------------------------------------------------------------- what text means
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,9 @@ def parse_point(text: str) -> Point:
     """The point of "X,Y" or "X,Y,LABEL". Raises `typer.BadParameter`."""
     numbers = _numbers(text)
     if len(numbers) not in (2, 3) or numbers[2:] not in ([], [0], [1]):
-        raise typer.BadParameter(f"got {text!r}; give X,Y in pixels, and ,1 on the object (or nothing) or ,0 off it.")
+        raise typer.BadParameter(
+            f"got {text!r}; give X,Y in pixels, and ,1 on the object (or nothing) or ,0 off it."
+        )
     return Point(numbers[0], numbers[1], int(numbers[2]) if len(numbers) == 3 else 1)
 
 
@@ -107,7 +109,7 @@ def _numbers(text: str) -> list[float]:
     return numbers if all(map(math.isfinite, numbers)) else []
 
 
-# ------------------------------------------------------------------------------------------------------------- options
+# ---------------------------------------------------------------------------------------------------- options
 
 ImageArgument = Annotated[
     Path,
@@ -201,7 +203,7 @@ ImageSize = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
-# -------------------------------------------------------------------------------------------------------------- models
+# ----------------------------------------------------------------------------------------------------- models
 
 
 def load_model(

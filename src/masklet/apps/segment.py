@@ -1,7 +1,7 @@
 """`masklet segment`: one picture, prompts for one object, its mask.
 
-In: a picture file and prompts. Out: mask and overlay pictures, and on stdout a table or one JSON document. All that can
-be checked beforehand (prompts, output folders, the picture) is checked before the model is loaded.
+In: a picture file and prompts. Out: mask and overlay pictures, and on stdout a table or one JSON document.
+All that can be checked beforehand (prompts, output folders, the picture) is checked before the model is loaded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Files:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """One mask (H, W) bool, its predicted IoU, its COCO box (x, y, width, height) and area, both in pixels."""
+    """One mask (H, W) bool, its predicted IoU, its box (x, y, width, height) and area in pixels."""
 
     mask: np.ndarray
     score: float

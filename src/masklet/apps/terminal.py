@@ -1,7 +1,7 @@
 """What commands say, and where: results on stdout, progress and messages on stderr.
 
-In: text, tables, JSON documents, progress. Out: the two streams. A terminal gets colours and moving bars; a file or a
-pipe gets plain lines, never wrapped. Knows nothing about models.
+In: text, tables, JSON documents, progress. Out: the two streams. A terminal gets colours and moving bars; a
+file or a pipe gets plain lines, never wrapped. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
-# ------------------------------------------------------------------------------------------------ results, on stdout
+# ----------------------------------------------------------------------------------------- results, on stdout
 
 
 def write(text: str) -> None:
@@ -81,7 +81,7 @@ def _emphasised(text: str) -> str:
 
 
 def drop_stdout() -> None:
-    """Send what is still buffered for stdout nowhere, so that it does not fail a second time when Python exits."""
+    """Send what is still buffered for stdout nowhere, so that it doesn't fail again when Python exits."""
     with contextlib.suppress(OSError, ValueError):  # a stdout that is not a file, as in tests
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())
@@ -90,46 +90,47 @@ def drop_stdout() -> None:
 
 def human_size(count: float) -> str:
     """A number of bytes for people, in powers of 1000, as download pages state it."""
-    for unit in _UNITS[:-1]:
-        if round(count, 1) < 1000:
-            break
+    if count < 1000:
+        return f"{count:.0f} B"
+    power = 0
+    while round(count, 1) >= 1000 and power < len(_UNITS) - 1:
         count /= 1000
-    else:
-        unit = _UNITS[-1]
-    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        power += 1
+    return f"{count:.1f} {_UNITS[power]}"
 
 
-# ----------------------------------------------------------------------------------------------- messages, on stderr
+# ---------------------------------------------------------------------------------------- messages, on stderr
 
 
 def note(text: str) -> None:
     """One line for the person at the terminal."""
-    _stderr().print(text, soft_wrap=True)
+    print(text, file=sys.stderr)
 
 
 def error(text: str) -> None:
     """What went wrong, prefixed with "error:"."""
+    if not sys.stderr.isatty():
+        note(f"error: {text}")
+        return
     from rich.text import Text
 
-    _stderr().print(Text.assemble(("error:", "bold red"), " ", text), soft_wrap=True)
+    _console().print(Text.assemble(("error:", "bold red"), " ", text), soft_wrap=True)
 
 
 @contextlib.contextmanager
 def status(text: str) -> Iterator[None]:
     """A moving sign beside `text` while the block runs, on a terminal only."""
-    console = _stderr()
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         yield
         return
-    with console.status(text):
+    with _console().status(text):
         yield
 
 
 @contextlib.contextmanager
-def download_bar(label: str) -> Iterator[Callable[[int, int | None], None]]:
-    """A bar for a download; the block's value is called with the bytes done and, if known, the bytes in all."""
-    console = _stderr()
-    if not console.is_terminal:
+def download_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for a download; the block's value is called with the bytes done and in all."""
+    if not sys.stderr.isatty():
         yield lambda done, total: None
         return
     from rich.progress import (
@@ -148,12 +149,13 @@ def download_bar(label: str) -> Iterator[Callable[[int, int | None], None]]:
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*columns, console=_console(), transient=True) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _stderr() -> Console:
+def _console() -> Console:
+    """Stderr as a terminal; rich is imported for one only, which saves a script a tenth of a second."""
     from rich.console import Console
 
     return Console(stderr=True, markup=False, highlight=False)

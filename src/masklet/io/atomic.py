@@ -48,12 +48,12 @@ def open_atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextmanager
 def fill_folder(path: str | os.PathLike[str], *, last: str) -> Iterator[Path]:
-    """A folder to write files into, which move to the folder `path` only when the block ends without an exception.
+    """A folder to write files into, which move to `path` only when the block ends without an exception.
 
-    `path` is made if it is not there; its parent must be. The files wait inside it under a temporary name (it may
-    be a file system of its own), each moves in one step, and the one called `last` comes last: where it is, all
-    are. After any exception in the block, Ctrl-C included, `path` is as it was. Raises `OutputError` where the
-    file system refuses.
+    `path` is made if it is not there; its parent must be. The files wait inside it under a temporary name (it
+    may be a file system of its own), each moves in one step, and the one called `last` comes last: where it
+    is, all are. After any exception in the block, Ctrl-C included, `path` is as it was. Raises `OutputError`
+    where the file system refuses.
     """
     target = Path(os.path.realpath(path))
     temporary = target / f".masklet-{secrets.token_hex(8)}.tmp"

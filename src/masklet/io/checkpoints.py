@@ -35,7 +35,7 @@ from masklet.io.tensor_table import STORED_DTYPES, Checksum, Contents, TensorInf
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 
-_KNOWN = "masklet reads PyTorch files (.pt, .pth, from torch.save since 1.6) and .safetensors files"
+_KNOWN = "masklet reads PyTorch files (.pt, .pth; torch.save of 1.6 or later) and .safetensors files"
 _VERIFY_STEP = 1 << 24  # bytes; between steps, Ctrl-C is heard
 _HEAD_BYTES = 512
 

@@ -5,9 +5,9 @@ that the registry states. Knows nothing about what is in the file.
 
 Addresses, tokens, client, locks and the cache's layout are huggingface_hub's, so HF_HOME, HF_HUB_CACHE,
 HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE and the proxy variables work as users know them, and other programs find
-the file afterwards. The transfer is our own, because since version 2 `hf_hub_download` throws an interrupted
-download away. It leaves `<etag>.incomplete` beside the blobs, continues there, checks the whole file, and only
-then gives it the name under which programs look for it. That needs huggingface_hub 1.0 or later.
+the file afterwards. The transfer is our own, because `hf_hub_download` of today (2.4) throws an interrupted
+download away. Ours fills `<etag>.incomplete` beside the blobs, continues there, checks the whole file, and
+only then gives it the name under which programs look for it. Needs huggingface_hub 1.0 or later.
 """
 
 from __future__ import annotations
@@ -76,11 +76,8 @@ def cached(file: HubFile) -> Path | None:
         snapshots / _branch_commit(file) / file.filename,
         *sorted(snapshots.glob(f"*/{file.filename}")),
     ):
-        try:
-            if path.stat().st_size == file.size_bytes:
-                return path
-        except OSError:
-            continue
+        if _size(path) == file.size_bytes:
+            return path
     return None
 
 
@@ -221,9 +218,9 @@ def _locate(file: HubFile, endpoint: str) -> _Source:
         other = f"SHA-256 {etag} instead of {file.sha256}"
     if other is not None:
         raise DownloadError(
-            f"{file.filename} in {file.repo_id} at {endpoint} is not the published file: {other}. Nothing was "
-            "downloaded. If HF_ENDPOINT names a mirror, unset it; otherwise update masklet. A file that you "
-            "trust can be given by its path."
+            f"{file.filename} in {file.repo_id} at {endpoint} is not the published file: {other}. "
+            "Nothing was downloaded. If HF_ENDPOINT names a mirror, unset it; otherwise update masklet, or "
+            f"download {file.manual_url} and give the file's path."
         )
     return _Source(
         file=file,
@@ -262,8 +259,8 @@ def _download(source: _Source, progress: Progress | None, cancel: Cancel | None)
     if got is not None:
         source.partial.unlink()
         raise DownloadError(
-            f"The download of {source.file.filename} is damaged: {got}. It was removed. Run it again; if that "
-            "repeats itself, a proxy or mirror in between changes the file: "
+            f"The download of {source.file.filename} is damaged: {got}. It was removed. Run "
+            f"`{source.file.pull_command}` again. If that repeats itself, a proxy or mirror changes the file: "
             f"download {source.file.manual_url} by other means and give the file's path."
         )
     os.replace(source.partial, source.blob)
@@ -336,7 +333,7 @@ def _mismatch(path: Path, size: int, sha256: str | None, cancel: Cancel | None) 
 
 
 def _is_right(blob: Path, source: _Source, cancel: Cancel | None) -> bool:
-    """True for a blob that is there and whole, as when another process was faster or another commit has it."""
+    """True for a blob that is there and whole, as when another commit of the repository has it too."""
     return blob.is_file() and _mismatch(blob, source.file.size_bytes, source.sha256, cancel) is None
 
 
@@ -352,7 +349,7 @@ def _check_room(partial: Path, total: int) -> None:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except FileNotFoundError:
+    except OSError:  # not there, or a folder in between is not one
         return 0
 
 
@@ -404,9 +401,9 @@ def _explained(error: Exception, file: HubFile, endpoint: str) -> DownloadError:
         return DownloadError(_status_message(error, file, endpoint))
     if isinstance(error, _client_errors()):
         return DownloadError(
-            f"{endpoint} cannot be reached ({_in_one_line(error)}). Check the network, the proxy variables and "
-            f"HF_ENDPOINT, then run `{file.pull_command}`: it continues with what has arrived. On a machine "
-            f"without network: download {file.manual_url} on another one and give the file's path."
+            f"{endpoint} cannot be reached ({_in_one_line(error)}). Check the network, the proxy variables "
+            f"and HF_ENDPOINT, then run `{file.pull_command}`: it continues with what has arrived. "
+            f"On a machine without network: download {file.manual_url} on another one and give the file's path."
         )
     if isinstance(error, OSError):
         return DownloadError(_disk_message(error, _repo_folder(file.repo_id).parent))
@@ -426,14 +423,13 @@ def _status_message(error: Any, file: HubFile, endpoint: str) -> str:
     login = "run `hf auth login` (or set HF_TOKEN)"
     token = get_token() is not None
     if isinstance(error, GatedRepoError):
-        other = " that has access" if token else ""
         return (
-            f"{said}: its licence must be accepted first. Log in and accept it at {page}, then {login} with a "
-            f"token{other}, and run `{file.pull_command}`."
+            f"{said}: its licence must be accepted first. Log in and accept it at {page}, then {login} "
+            f"with a token of that account, and run `{file.pull_command}`."
         )
     if status in (401, 403) and token:
         return (
-            f"{said}: it refuses your token. For a public file remove it (`hf auth logout`, or unset HF_TOKEN). "
+            f"{said}: it refuses your token. A public file needs none: `hf auth logout`, or unset HF_TOKEN. "
             f"For a private or gated one ask for access at {page} and {login} with a token that may read it."
         )
     if status in (401, 403):
@@ -452,8 +448,10 @@ def _status_message(error: Any, file: HubFile, endpoint: str) -> str:
 
 def _disk_message(error: OSError, cache: Path) -> str:
     another = "let HF_HUB_CACHE name another folder"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk of {cache} is full. What has arrived is kept; make room and run it again, or {another}."
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):  # Windows has no quota error
+        return (
+            f"The disk of {cache} is full. What has arrived is kept: make room and run again, or {another}."
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"The cache cannot be written: {_in_one_line(error)}. Change its permissions, or {another}."
     return f"The cache {cache} cannot be used: {_in_one_line(error)}. Repair or remove it, or {another}."

@@ -89,7 +89,7 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says; some formats (TIFF, HEIF) have done so on loading and cleared the tag."""
+    """Turned as EXIF says."""
     from PIL import Image
 
     turns = {
@@ -101,6 +101,8 @@ def _upright(image: Image.Image) -> Image.Image:
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
     }
+    if image.format == "TIFF":
+        return image  # Pillow turned it on loading; before 10.1 it left the tag in place
     try:
         turn = turns.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # noqa: BLE001 - damaged metadata (any error) is no reason to refuse the picture

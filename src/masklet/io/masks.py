@@ -242,7 +242,7 @@ def read_mask_input(path: str | os.PathLike[str], size: int) -> np.ndarray:
     if mask.shape != (size, size):
         raise InputError(
             f"{name} holds logits of {mask.shape[0]} x {mask.shape[1]}; this model takes {size} x {size}, "
-            "the low-resolution logits that a prediction returns. Store a larger mask as bool or as a picture."
+            "the low-resolution logits that a prediction returns. Store other masks as bool or as a picture."
         )
     if not np.isfinite(mask).all():
         raise InputError(f"{name} holds logits that are not finite numbers (NaN or infinity).")

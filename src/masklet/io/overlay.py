@@ -51,9 +51,9 @@ def draw_overlay(
     boxes: Any = None,
     alpha: float = 0.5,
 ) -> np.ndarray:
-    """Masks as translucent colour with a sharp outline, boxes, and points (green + on the object, red - off it).
+    """Masks as translucent colour with a sharp outline, boxes, and points (green + on the object, red - off).
 
-    `masks` is (H, W), (N, H, W) or a list of (H, W): bool, or numbers of which the positive ones count. Each
+    `masks` is (H, W), (..., H, W) or a list of such: bool, or numbers of which the positive ones count. Each
     has a colour of its own, and smaller ones lie on top. `points` (..., 2) are (x, y) in pixels with
     `labels` 1 or 0 (others are not drawn; all 1 if None), `boxes` (..., 4) xyxy in pixels. `alpha` (0 to 1)
     is how much of the picture the colour hides. Returns a new (H, W, 3) uint8 array; raises `InputError`
@@ -83,7 +83,7 @@ def draw_overlay(
 
 
 def palette_colour(index: int) -> Colour:
-    """The colour of the mask with that number: the palette, then hues in golden-ratio steps, which never repeat."""
+    """The colour of the mask with that number: the palette's, then hues in golden-ratio steps."""
     if index < len(PALETTE):
         return PALETTE[index]
     hue = (index * 0.6180339887) % 1.0
@@ -148,9 +148,9 @@ def _draw_point(canvas: Image.Image, xy: np.ndarray, on_object: bool, line: floa
     half = math.ceil(radius * 1.3)
     if not (-half <= xy[0] <= canvas.width + half and -half <= xy[1] <= canvas.height + half):
         return
-    tile = Image.new("RGBA", (2 * half * _SUPERSAMPLING,) * 2)
-    draw = ImageDraw.Draw(tile)
     centre = half * _SUPERSAMPLING
+    tile = Image.new("RGBA", (2 * centre, 2 * centre))
+    draw = ImageDraw.Draw(tile)
 
     def disc(share: float, fill: tuple[int, int, int, int]) -> None:
         reach = share * radius * _SUPERSAMPLING
@@ -176,15 +176,23 @@ def _draw_point(canvas: Image.Image, xy: np.ndarray, on_object: bool, line: floa
 
 
 def _mask_planes(masks: Any, size_hw: tuple[int, int]) -> list[np.ndarray]:
-    planes = [np.asarray(mask) for mask in masks]
-    if planes and planes[0].ndim == 1:  # one mask, not a list of them
-        planes = [np.asarray(masks)]
-    for plane in planes:
-        if plane.shape != size_hw or plane.dtype.kind not in "biuf":
+    """Each mask as (H, W) bool."""
+    parts = [masks] if isinstance(masks, np.ndarray) else list(masks)
+    if parts and isinstance(parts[0], list) and not np.iterable(parts[0][0]):  # the rows of one mask
+        parts = [parts]
+    planes = []
+    for part in parts:
+        try:
+            array = np.asarray(part)
+        except ValueError:  # rows of unequal length
+            array = np.empty(0)
+        if array.shape[-2:] != size_hw or array.dtype.kind not in "biuf":
             raise InputError(
-                f"A mask to draw must have the picture's size {size_hw}, bool or numbers, got {plane.shape} {plane.dtype}."
+                f"Masks to draw must be bool or numbers, of the picture's size {size_hw}, "
+                f"got {array.shape} {array.dtype}."
             )
-    return [plane > 0 for plane in planes]
+        planes += list(array.reshape(-1, *size_hw) > 0)
+    return planes
 
 
 def _points(points: Any, labels: Any) -> tuple[np.ndarray, list[int]]:
@@ -199,12 +207,12 @@ def _points(points: Any, labels: Any) -> tuple[np.ndarray, list[int]]:
 
 def _numbers(name: str, given: Any, width: int) -> np.ndarray:
     """Points or boxes as (N, width) finite floats; none if None."""
-    if given is None:
-        return np.empty((0, width))
     try:
-        values = np.asarray(given, np.float64)
+        values = np.empty(0) if given is None else np.asarray(given, np.float64)
     except (TypeError, ValueError):
         values = np.full(1, np.nan)
+    if values.size == 0:
+        return np.empty((0, width))
     if values.ndim == 0 or values.shape[-1] != width or not np.isfinite(values).all():
         raise InputError(
             f"The {name} to draw must be finite numbers of shape (..., {width}), got {str(given)[:80]}."

@@ -1,7 +1,7 @@
 """Two sets of named arrays, compared tensor by tensor: where do two runs of one network first part?
 
-In: two .npz files, or two mappings of names to arrays; A is the one in question, B the one to trust. Out: a `Comparison`.
-Knows nothing about networks: any arrays will do. Files are untrusted: nothing in them is executed.
+In: two .npz files, or two mappings of names to arrays; A is the one in question, B the one to trust. Out: a
+`Comparison`. Files are untrusted: nothing in them is executed. Knows nothing about networks.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ TOLERANCE = 1e-4  # relative; float32 networks of this depth differ by 1e-6 to 1
 class Difference:
     """How one tensor of A differs from B's.
 
-    `cosine` is that of the flattened tensors, `maximum` the largest |a - b|, `relative` that over the largest |b|. For
-    two boolean tensors `relative` is 1 - IoU. A value that is finite or NaN on one side only makes both infinite. All three
-    are None where the tensors have different shapes.
+    `cosine` is that of the flattened tensors, `maximum` the largest |a - b|, `relative` that over the largest
+    |b|; for two boolean tensors `relative` is 1 - IoU. Both are infinite where one side has a NaN or an
+    infinity that the other hasn't. All three are None where the shapes differ.
     """
 
     name: str
@@ -74,7 +74,8 @@ def compare(
     common = [name for name in a if name in b]
     if not common:
         raise InputError(
-            f"The two have no tensor in common. A holds {_some(a)}, B holds {_some(b)}; names must be the same."
+            f"The two have no tensor of the same name. A holds {_some(a)}; B holds {_some(b)}. "
+            "Write both with `masklet dump`, or rename one side's."
         )
     return Comparison(
         differences=tuple(difference(name, a[name], b[name]) for name in common),
@@ -88,13 +89,13 @@ def difference(name: str, a: np.ndarray, b: np.ndarray) -> Difference:
     """Compare two arrays of numbers, in float64."""
     for array in (a, b):
         if array.dtype.kind not in "biuf":
-            raise InputError(f"The tensor {name!r} has the type {array.dtype}; only real numbers can be compared.")
+            raise InputError(f"The tensor {name!r} has the type {array.dtype}; only numbers can be compared.")
     if a.shape != b.shape:
         return Difference(name, a.shape, b.shape, None, None, None)
     masks = a.dtype.kind == b.dtype.kind == "b"
     x, y = (array.astype(np.float64).ravel() for array in (a, b))
 
-    # Values that are not finite must be the same on both sides; they say nothing about the distance of the others.
+    # Values that are not finite must be the same on both sides, and count no further.
     finite = np.isfinite(x) & np.isfinite(y)
     same = (x == y) | (np.isnan(x) & np.isnan(y))
     if not np.all(finite | same):
@@ -128,7 +129,7 @@ def _cosine(x: np.ndarray, y: np.ndarray) -> float:
 
 def _some(names: Mapping[str, np.ndarray]) -> str:
     listed = list(names)
-    return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "") if listed else "nothing"
+    return ", ".join(listed[:4]) + (f" and {len(listed) - 4} more" if len(listed) > 4 else "") or "nothing"
 
 
 @contextmanager
@@ -156,7 +157,7 @@ class _Checked(Mapping[str, np.ndarray]):
         except Exception as error:  # as above
             raise InputError(f"{self._path}: the tensor {name!r} cannot be read: {_reason(error)}") from error
         if not isinstance(array, np.ndarray):  # a member without NumPy's header comes back as bytes
-            raise InputError(f"{self._path}: the member {name!r} is not an array; write the file with numpy.savez.")
+            raise InputError(f"{self._path}: {name!r} is not an array; write the file with numpy.savez.")
         return array
 
     def __contains__(self, name: object) -> bool:

@@ -1,14 +1,15 @@
 """What goes on inside a network, step by step, under the reference's names and in its layout.
 
-In: a `Model`, a picture, maybe prompts, and which steps are wanted. Out: arrays by name, in the order in which the data
-flows. `ImagePredictor` itself runs, on the plain graph instead of the fused one (standard operators, raster order, nothing
-folded), so that what is recorded is what leads to the masks that it returns. Knows nothing about the reference's code.
+In: a `Model`, a picture, maybe prompts, and which steps are wanted. Out: arrays by name, in the order in
+which the data flows. `ImagePredictor` itself runs, on the plain graph instead of the fused one (standard
+operators, raster order, nothing folded): what is recorded is what leads to the masks that it returns.
 """
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from masklet.errors import InputError
-from masklet.families.sam2 import EMBEDDING_STRIDE
+from masklet.families.sam2 import EMBEDDING_STRIDE, IMAGE_STAGES
 from masklet.pipeline.image import ImagePredictor
 from masklet.pipeline.model import Model
 from masklet.pipeline.prompts import stability
@@ -45,9 +46,8 @@ class StepNames:
 
 def step_names(model: Model) -> StepNames:
     """The names of all steps of a model."""
-    taps = {name: _plain(model, name).taps for name in ("encode_image", "encode_points", "encode_mask", "decode_masks")}
-    prompt = (*taps["encode_points"], *taps["encode_mask"], *taps["decode_masks"], STABILITY, *RESULTS)
-    return StepNames((PIXELS, *taps["encode_image"]), prompt)
+    image, *prompt = (_plain(model, name).taps for name in IMAGE_STAGES)
+    return StepNames((PIXELS, *image), (*itertools.chain(*prompt), STABILITY, *RESULTS))
 
 
 def dump(
@@ -64,9 +64,9 @@ def dump(
 ) -> dict[str, np.ndarray]:
     """Steps by name, in the order of the data; picture and prompts are those of `ImagePredictor`.
 
-    `stages` selects by whole leading parts of a name ("image_encoder.trunk", "image_encoder.trunk.blocks.3") or by
-    pattern ("*.blocks.1?"); only what these need is computed. None takes all; without a prompt, all of the encoder.
-    Raises InputError for a name that doesn't exist, and for steps behind a prompt when none is given.
+    `stages` selects by name ("image_embed"), by the leading parts of names ("image_encoder.trunk") or by
+    pattern ("*.blocks.1?"); only what these need is computed. None takes all, without a prompt all of the
+    encoder. Raises InputError for a name that doesn't exist, and for steps behind a prompt if none is given.
     """
     names = step_names(model)
     prompted = any(given is not None for given in (point_coords, point_labels, box, mask_input))
@@ -98,7 +98,9 @@ def select_steps(names: StepNames, patterns: Sequence[str] | None, prompted: boo
         wanted.update(found)
     behind = [name for name in names.prompt if name in wanted]
     if behind and not prompted:
-        raise InputError(f"The step {behind[0]!r} comes after a prompt and none was given; add a point, a box or a mask.")
+        raise InputError(
+            f"The step {behind[0]!r} comes after a prompt and none was given; add a point, a box or a mask."
+        )
     return frozenset(wanted)
 
 

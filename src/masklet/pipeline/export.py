@@ -1,7 +1,7 @@
-"""A model as files that other engines run: one portable ONNX file for each stage, and a manifest that explains them.
+"""A model as files that other engines run: a portable ONNX file for each stage, and a manifest about them.
 
-In: a `Model` and a folder. Out: the files, all or none. What a program around the files must do itself (scale the picture,
-order the prompts, choose among the masks) stands in the manifest, with the numbers that masklet uses.
+In: a `Model` and a folder. Out: the files, all or none. What a program around the files must do itself (scale
+the picture, order the prompts, choose among the masks) stands in the manifest, with masklet's own numbers.
 """
 
 from __future__ import annotations
@@ -69,9 +69,9 @@ def export(
 ) -> Path:
     """Write the model's stages (None: all) and a manifest into a folder; returns the manifest's path.
 
-    The folder is made if it isn't there and must be empty otherwise; `overwrite` replaces an earlier export. Files
-    appear when all of them are complete, the manifest last. `on_stage` is told each stage's name before it is written.
-    Raises InputError for an unknown stage, OutputError, EngineError.
+    The folder is made if it isn't there and must be empty otherwise; `overwrite` replaces an earlier export.
+    Files appear when all of them are complete, the manifest last. `on_stage` is told each stage's name before
+    it is written. Raises InputError for an unknown stage, OutputError, EngineError.
     """
     chosen = _checked_stages(stages)
     old = _earlier_files(Path(folder), overwrite)
@@ -92,12 +92,13 @@ def _checked_stages(stages: Sequence[str] | None) -> tuple[str, ...]:
         return tuple(OUTPUTS)
     unknown = [name for name in stages if name not in OUTPUTS]
     if unknown or not stages:
-        raise InputError(f"There is no stage {', '.join(map(repr, unknown)) or 'in an empty list'}; known are {', '.join(OUTPUTS)}.")
+        given = ", ".join(map(repr, unknown)) or "an empty list"
+        raise InputError(f"Got {given} as stages to export; there are {', '.join(OUTPUTS)}.")
     return tuple(name for name in OUTPUTS if name in stages)
 
 
 def _earlier_files(folder: Path, overwrite: bool) -> list[Path]:
-    """Files of an earlier export, the manifest first. Raises OutputError where the folder holds anything to lose."""
+    """Files of an earlier export, the manifest first. Raises OutputError where there is anything to lose."""
     if not folder.is_dir():
         if folder.exists():
             raise OutputError(f"cannot export to {str(folder)!r}: it is a file; give a folder.")
@@ -110,12 +111,13 @@ def _earlier_files(folder: Path, overwrite: bool) -> list[Path]:
             f"cannot export to {str(folder)!r}: it is not empty. Give another folder, or --overwrite "
             "(overwrite=True) to replace an earlier export."
         )
-    other = [path.name for path in found if path.name != MANIFEST and (path.suffix != SUFFIX or not path.is_file())]
-    if other or found[0].name != MANIFEST or FORMAT not in _text(found[0]):
+    manifest, *others = found
+    foreign = [path.name for path in others if path.suffix != SUFFIX or not path.is_file()]
+    if manifest.name != MANIFEST or FORMAT not in _text(manifest) or foreign:
+        holds = ", ".join(foreign[:3]) or f"no {MANIFEST} of ours"
         raise OutputError(
-            f"cannot replace {str(folder)!r}: it is no earlier export of masklet"
-            + (f", it also holds {', '.join(other[:3])}" if other else "")
-            + ". Nothing was deleted; give another folder."
+            f"cannot replace {str(folder)!r}: it is not just an earlier export, it holds {holds}. "
+            "Nothing was deleted; give another folder."
         )
     return found
 
@@ -130,7 +132,8 @@ def _text(path: Path) -> str:
 def _write_stage(model: Model, name: str, folder: Path) -> dict[str, Any]:
     """Write one stage's file and describe it."""
     stage = prune(load_stage(model.config, name, model.image_size, "portable"), OUTPUTS[name])
-    properties = {"masklet.version": __version__, "masklet.stage": name, sam2.CONFIG_KEY: model.config.to_json()}
+    config = model.config.to_json()
+    properties = {"masklet.version": __version__, "masklet.stage": name, sam2.CONFIG_KEY: config}
     made = standalone(stage, model.tensor, properties)
     path = folder / f"{name}{SUFFIX}"
     _write(path, made.onnx)
@@ -163,25 +166,26 @@ def _manifest(model: Model, stages: list[dict[str, Any]]) -> dict[str, Any]:
         "model": name,
         "family": model.config.family,
         "version": model.config.version,
-        "licence": _licence(name),
+        "licence": registry.find(name).licence if name else None,
+        "licence_is": "that of the published checkpoint; weights of your own have yours",
         "source": Path(model.source).name,
         "image_size": model.image_size,
         "stages": stages,
         "sizes": SIZES,
         "token_order": (
-            "Image features (stride4, stride8, embedding, and dense from encode_mask) list their tokens in nested "
-            "blocks, not row by row. That is a detail of these files: hand the tensors on as they are. "
-            "Mask inputs and logits are row by row."
+            "Image features (stride4, stride8, embedding, and dense from encode_mask) list their tokens in "
+            "nested blocks, not row by row. That is a detail of these files: hand the tensors on as they "
+            "are. Mask inputs and logits are row by row."
         ),
         "preprocessing": {
             "input": "(1, 3, S, S) float32, channels red, green, blue, S = image_size",
-            "resize": "the whole picture to S x S, aspect ratio not kept, bilinear with antialiasing, not rounded",
+            "resize": "to S x S (stretched, not padded), bilinear, antialiased, not rounded",
             "value": "(pixel / 255 - mean) / std",
             "mean": [round(float(value), 6) for value in preprocess.MEAN],
             "std": [round(float(value), 6) for value in preprocess.STD],
         },
         "prompts": {
-            "coords": "(x * S / width, y * S / height) for x, y in pixels of the picture; no half-pixel shift",
+            "coords": "(x * S / width, y * S / height) for x, y in pixels of the picture",
             "labels": {str(label): meaning for label, meaning in prompts.LABELS.items()},
             "order": (
                 "for each object a box's two corners, then points, then one padding point (0, 0); "
@@ -190,11 +194,14 @@ def _manifest(model: Model, stages: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "masks": {
             "threshold": 0.0,
-            "to_picture": "logits resized to the picture, bilinear without antialiasing, half-pixel centres, then > threshold",
+            "to_picture": (
+                "logits resized to the picture (bilinear, not antialiased, pixels are areas), > threshold"
+            ),
             "several": "candidates 1, 2, 3 with their iou",
             "one": (
-                "candidate 0 if stable: the count of logits > delta is at least stability_threshold times the count of "
-                "logits > -delta (or the latter is 0); else the one of 1, 2, 3 with the highest iou"
+                "candidate 0 if it is stable: the count of logits > stability_delta is at least "
+                "stability_threshold times the count of logits > -stability_delta, or the latter is 0; else "
+                "the one of 1, 2, 3 with the highest iou"
             ),
             "stability_delta": prompts.STABILITY_DELTA,
             "stability_threshold": prompts.STABILITY_THRESHOLD,

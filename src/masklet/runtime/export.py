@@ -1,7 +1,7 @@
 """A stage as an ONNX file that stands alone: standard operators, its weights inside.
 
-In: a `Stage` of the portable or plain dialect, a source of checkpoint tensors. Out: the file's bytes, and what goes in and
-out of it. Knows nothing about what the numbers mean. Imports onnx when it is used.
+In: a `Stage` of the portable or plain dialect, a source of checkpoint tensors. Out: the file's bytes, and
+what goes in and out of it. Knows nothing about what the numbers mean. Imports onnx when it is used.
 """
 
 from __future__ import annotations
@@ -51,10 +51,14 @@ def standalone(
 
     model = ModelProto.FromString(stage.onnx)
     if any(imported.domain not in ("", "ai.onnx") for imported in model.opset_import):
-        raise EngineError(f"Stage {stage.name!r} uses operators beyond the ONNX standard; only portable ones are exported.")
+        raise EngineError(
+            f"Stage {stage.name!r} uses operators beyond the ONNX standard; export its portable dialect."
+        )
     size = len(stage.onnx) + 4 * sum(math.prod(weight.shape) for weight in stage.weights)
     if size > FILE_LIMIT:
-        raise EngineError(f"Stage {stage.name!r} takes {size} bytes with its weights; an ONNX file holds {FILE_LIMIT}.")
+        raise EngineError(
+            f"Stage {stage.name!r} takes {size} bytes with its weights; an ONNX file holds {FILE_LIMIT}."
+        )
     sources = {weight.name: weight for weight in stage.weights}
     for initializer in model.graph.initializer:
         if initializer.name in sources:

@@ -1,7 +1,7 @@
 """A stage reduced to some of its outputs: what only the others need is neither computed nor loaded.
 
-In: a `Stage` and names of its outputs. Out: a `Stage` with these outputs, the nodes that lead to them and the weights that
-those read. Imports onnx and onnx_ir when it is used.
+In: a `Stage` and names of its outputs. Out: a `Stage` with these outputs, the nodes that lead to them and the
+weights that those read. Imports onnx and onnx_ir when it is used.
 """
 
 from __future__ import annotations
