@@ -52,15 +52,16 @@ class Subject:
 
 @dataclass(frozen=True)
 class Click:
-    """The answer to one positive click: three candidate masks."""
+    """The answer to one positive click: three candidate masks of an (H, W) picture."""
 
-    low_res_masks: np.ndarray  # (3, S/4, S/4) float32 logits, not clamped
+    masks: np.ndarray  # (3, H, W), above 0 where the object is: the reference returns 0 and 1 as float32
     ious: np.ndarray  # (3,) float32, predicted
+    low_res_masks: np.ndarray  # (3, S/4, S/4) float32 logits, clamped to +-32
 
 
 class Rival(Protocol):
-    """One program. `prepare` loads and compiles; `encode` and `click` are what is timed, with all their pre-
-    and postprocessing except the enlargement of masks to the picture's size."""
+    """One program. `prepare` loads and compiles; `encode` and `click` are what is timed: from the picture to
+    its features, and from a point in its pixels to masks of its size."""
 
     name: str
 
@@ -102,25 +103,7 @@ class PyTorch:
         self._predictor.set_image(image)
 
     def click(self, point_xy: tuple[float, float]) -> Click:
-        import torch
-
-        predictor = self._predictor
-        point, label = np.array([point_xy], np.float32), np.array([1], np.int32)
-        with torch.no_grad():
-            mask_input, coords, labels, box = predictor._prep_prompts(point, label, None, None, True)
-            sparse, dense = predictor.model.sam_prompt_encoder(
-                points=(coords, labels), boxes=box, masks=mask_input
-            )
-            masks, ious, _, _ = predictor.model.sam_mask_decoder(
-                image_embeddings=predictor._features["image_embed"],
-                image_pe=predictor.model.sam_prompt_encoder.get_dense_pe(),
-                sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=dense,
-                multimask_output=True,
-                repeat_image=False,
-                high_res_features=predictor._features["high_res_feats"],
-            )
-        return Click(masks[0].numpy(), ious[0].numpy())
+        return Click(*self._predictor.predict(np.array([point_xy], np.float32), np.array([1], np.int32)))
 
 
 class _Exported:
@@ -139,7 +122,7 @@ class _Exported:
         scale = [self.subject.image_size / side for side in self._size_wh]
         coords = np.array([[[point_xy[0] * scale[0], point_xy[1] * scale[1]]]], np.float32)
         masks, ious = self._run_decoder([*self._features, coords, np.array([[1]], np.int32)])
-        return Click(masks[0], ious[0])
+        return Click(enlarge(masks[0], self._size_wh) > 0, ious[0], np.clip(masks[0], -32, 32))
 
     def _run_encoder(self, pixels: np.ndarray) -> list[np.ndarray]:
         raise NotImplementedError
@@ -217,6 +200,15 @@ def preprocess(image: np.ndarray, image_size: int) -> np.ndarray:
     ]
     pixels = (np.stack(planes) / 255 - _MEAN[:, None, None]) / _STD[:, None, None]
     return np.ascontiguousarray(pixels[None], np.float32)
+
+
+def enlarge(planes: np.ndarray, size_wh: tuple[int, int]) -> np.ndarray:
+    """(M, H, W) float32: bilinear, as the reference enlarges logits."""
+    from PIL import Image
+
+    return np.stack(
+        [np.asarray(Image.fromarray(plane).resize(size_wh, Image.Resampling.BILINEAR)) for plane in planes]
+    )
 
 
 # ----------------------------------------------------------------------------------------------------- export
@@ -376,29 +368,34 @@ def main() -> None:
 
 
 def compare(subject: Subject, names: tuple[str, ...], repeats: int) -> dict[str, Any]:
-    """Seconds of `repeats` interleaved encodings and clicks of each rival, and how far its masks are from the
-    first's."""
+    """Seconds of interleaved encodings and clicks of each rival, and its answer's distance from the first."""
     from masklet.testing import synthetic_scene
 
     scene = synthetic_scene(3, (720, 1280))
     point_xy = (float(scene.points_xy[0, 0]), float(scene.points_xy[0, 1]))
-    table: dict[str, Any] = {}
+    table: dict[str, dict[str, Any]] = {}
+    answers: dict[str, Click] = {}
     prepared = rivals(subject, names)
     for rival in prepared:
-        prepare = _seconds(rival.prepare)
+        table[rival.name] = {"versions": rival.versions(), "prepare": _seconds(rival.prepare)}
         rival.encode(scene.image)  # warms up
-        table[rival.name] = {"versions": rival.versions(), "prepare": prepare, "encode": [], "click": []}
-        table[rival.name]["masks"] = rival.click(point_xy).low_res_masks
+        answers[rival.name] = rival.click(point_xy)
+    times = {name: {"encode": [], "click": []} for name in table}
     for _ in range(repeats):
         for rival in prepared:
-            table[rival.name]["encode"].append(_seconds(lambda rival=rival: rival.encode(scene.image)))
-            table[rival.name]["click"].append(_seconds(lambda rival=rival: rival.click(point_xy)))
+            times[rival.name]["encode"].append(_seconds(lambda rival=rival: rival.encode(scene.image)))
+            times[rival.name]["click"].append(_seconds(lambda rival=rival: rival.click(point_xy)))
 
-    first = table[names[0]]["masks"]
-    for row in table.values():
-        difference = np.abs(row.pop("masks") - first).max() / np.abs(first).max()
+    first = answers[names[0]]
+    for name, row in table.items():
+        ours = answers[name]
+        difference = (
+            np.abs(ours.low_res_masks - first.low_res_masks).max() / np.abs(first.low_res_masks).max()
+        )
         row["relative_difference"] = float(difference)
-        row["median"] = {key: statistics.median(row[key]) for key in ("encode", "click")}
+        row["flipped_pixels"] = int(np.count_nonzero((ours.masks > 0) != (first.masks > 0)))
+        row["median"] = {action: statistics.median(seconds) for action, seconds in times[name].items()}
+        row["all"] = times[name]
     return {"variant": subject.variant, "threads": subject.threads, "seconds": table}
 
 

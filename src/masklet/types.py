@@ -14,7 +14,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """An encoded picture: device values by name ("stride4", "stride8", "embedding") and its size (H, W) in pixels."""
+    """An encoded picture: device values by name ("stride4", "stride8", "embedding") and its size (H, W) in
+    pixels.
+    """
 
     size_hw: tuple[int, int]
     values: Mapping[str, Any]
@@ -24,9 +26,9 @@ class ImageFeatures:
 class Prompts:
     """Prompts of B objects in the frame of the square model input.
 
-    `coords` (B, N, 2) float32 as (x, y) in pixels and `labels` (B, N) int64: 1 foreground, 0 background, 2 and 3 a
-    box's top left and bottom right corner, -1 padding. `mask` (1 or B, 1, H, W) float32 logits at a quarter of the
-    input's side, or None.
+    `coords` (B, N, 2) float32 as (x, y) in pixels and `labels` (B, N) int64: 1 foreground, 0 background, 2
+    and 3 a box's top left and bottom right corner, -1 padding. `mask` (1 or B, 1, H, W) float32 logits at a
+    quarter of the input's side, or None.
     """
 
     coords: np.ndarray

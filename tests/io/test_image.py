@@ -194,10 +194,19 @@ def test_files_are_turned_as_exif_says(tmp_path: Path, orientation: int) -> None
 
 
 @pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0MM\0*garbage" * 9])
-@pytest.mark.filterwarnings("default")  # Pillow may warn about the metadata
+@pytest.mark.filterwarnings("ignore")  # Pillow may warn about the metadata
 def test_damaged_exif_is_no_reason_to_refuse(tmp_path: Path, exif: bytes) -> None:
     path = saved(tmp_path / "a.jpg", COLOURS, exif=exif)
     assert read_image(path).shape == (3, 4, 3)
+
+
+def test_any_failure_in_the_metadata_is_tolerated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Image.Image) -> None:
+        raise SyntaxError("not a TIFF file")
+
+    path = saved(tmp_path / "a.png", COLOURS)
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    np.testing.assert_array_equal(read_image(path), COLOURS)
 
 
 def test_orientation_counts_although_another_tag_is_damaged(tmp_path: Path) -> None:

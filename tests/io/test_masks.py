@@ -97,7 +97,7 @@ def test_encoding_is_the_definition(mask: np.ndarray) -> None:
 
 
 @each_mask
-@pytest.mark.filterwarnings("default::DeprecationWarning")  # pycocotools' own, with NumPy 2
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pycocotools' own, with NumPy 2
 def test_encoding_equals_pycocotools(mask: np.ndarray) -> None:
     coco = pytest.importorskip("pycocotools.mask")
     expected = coco.encode(np.asfortranarray(mask, np.uint8))
@@ -124,7 +124,7 @@ def test_decoding_gives_the_mask_back(mask: np.ndarray) -> None:
 
 def test_many_random_masks() -> None:
     generator = np.random.default_rng(3)
-    for _ in range(200):
+    for _ in range(80):
         height, width = generator.integers(1, 40, 2)
         mask = generator.random((height, width)) < generator.random()
         encoded = encode_rle(mask)
@@ -155,6 +155,7 @@ GOOD: dict[str, Any] = {"size": [2, 3], "counts": [1, 2, 3]}
         {**GOOD, "size": [-2, -3]},
         {**GOOD, "size": [0, 0], "counts": [0]},
         {**GOOD, "size": [10**10, 10**10]},
+        {"size": [2**16, 2**16], "counts": [2**32]},
         {**GOOD, "counts": []},
         {**GOOD, "counts": ""},
         {**GOOD, "counts": b""},
@@ -163,6 +164,8 @@ GOOD: dict[str, Any] = {"size": [2, 3], "counts": [1, 2, 3]}
         {**GOOD, "counts": [1, 2]},
         {**GOOD, "counts": [1, 2, 4]},
         {**GOOD, "counts": [7, -1]},
+        {**GOOD, "counts": [5, -1, 2]},
+        {**GOOD, "counts": np.array([2**64 - 1, 7], np.uint64)},
         {**GOOD, "counts": [1.0, 5.0]},
         {**GOOD, "counts": [True, False]},
         {**GOOD, "counts": ["1", "5"]},
@@ -178,12 +181,13 @@ GOOD: dict[str, Any] = {"size": [2, 3], "counts": [1, 2, 3]}
         {**GOOD, "counts": "0p"},
         {**GOOD, "counts": "0P"},  # says that more follows, and nothing does
         {**GOOD, "counts": "0" + "o" * 40 + "0"},
+        {**GOOD, "counts": "0V" + "P" * 12 + "0"},  # 6, and endless zeros
         {**GOOD, "counts": "0O"},  # negative
         {**GOOD, "counts": "07"},
     ],
 )
 def test_malformed_encodings(rle: Any) -> None:
-    for function in (decode_rle, area):
+    for function in (area, decode_rle):
         with pytest.raises(InputError):
             function(rle)
 
@@ -191,7 +195,7 @@ def test_malformed_encodings(rle: Any) -> None:
 def test_damaged_text_gives_a_mask_of_the_size_or_our_error() -> None:
     generator = np.random.default_rng(0)
     whole, refused = encode_rle(ellipse(60, 80)), 0
-    for _ in range(2000):
+    for _ in range(1000):
         text = bytearray(whole["counts"].encode())
         for _ in range(int(generator.integers(1, 4))):
             text[int(generator.integers(0, len(text)))] = int(generator.integers(0, 256))
@@ -202,7 +206,7 @@ def test_damaged_text_gives_a_mask_of_the_size_or_our_error() -> None:
             assert decode_rle({"size": [60, 80], "counts": counts}).shape == (60, 80)
         except InputError:
             refused += 1
-    assert refused > 1000
+    assert refused > 500
 
 
 @pytest.mark.parametrize(
@@ -376,7 +380,7 @@ def test_damaged_array_files(tmp_path: Path) -> None:
     refused = 0
     for suffix, whole in wholes.items():
         path = tmp_path / f"a{suffix}"
-        for round_number in range(200):
+        for round_number in range(120):
             data = bytearray(whole)
             for _ in range(int(generator.integers(1, 4))):
                 data[int(generator.integers(0, min(len(data), 140)))] = int(generator.integers(0, 256))
@@ -385,7 +389,7 @@ def test_damaged_array_files(tmp_path: Path) -> None:
                 read_mask(path)
             except InputError:
                 refused += 1
-    assert refused > 200
+    assert refused > 120
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:

@@ -620,6 +620,19 @@ def test_a_directory_that_claims_gigabytes(write):
         open_checkpoint(write(b"PK\x03\x04" + bytes(100) + record))
 
 
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_directory_of_another_length_than_stated(ops, write, count):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("a/data.pkl", ops.whole(ops.mapping({"model": tensor_dict(ops, "w")})))
+        archive.writestr("a/data/0", FLOATS.tobytes())
+    content = bytearray(buffer.getvalue())
+    assert struct.unpack("<2H", content[-14:-10]) == (2, 2)
+    content[-14:-10] = struct.pack("<2H", count, count)
+    with pytest.raises(CorruptFileError, match=f"lists 2 members but states {count}"):
+        open_checkpoint(write(bytes(content)))
+
+
 def test_members_that_share_their_bytes(torch_zip, ops, write):
     """Two directory entries for one local header, as zip bombs have them."""
     content = torch_zip(

@@ -20,7 +20,9 @@ RELATIVE = 2e-5  # of the largest value: float32 sums in another order, through 
 def sessions(config, dialect):
     stages = {name: write_stage(config, name, config.image_size, dialect) for name in IMAGE_STAGES}
     weights = testing.lively_weights({k: s for stage in stages.values() for k, s in stage.tensors.items()})
-    return {name: Session(stage, weights.__getitem__, find_device("cpu"), 1) for name, stage in stages.items()}
+    return {
+        name: Session(stage, weights.__getitem__, find_device("cpu"), 1) for name, stage in stages.items()
+    }
 
 
 def run(config, dialect, prompts):
@@ -31,7 +33,9 @@ def run(config, dialect, prompts):
     orders, _ = stage_orders(config.trunk, size, nested=dialect != "plain")
     features = stages["encode_image"].run({"image": image})
     results = {}
-    for name, order in zip(("stride4", "stride8", "stride16", "embedding"), (*orders[:3], orders[2]), strict=True):
+    for name, order in zip(
+        ("stride4", "stride8", "stride16", "embedding"), (*orders[:3], orders[2]), strict=True
+    ):
         tokens = features[name].numpy()[0]
         results[name] = np.empty_like(tokens)
         results[name][order.slots] = tokens
@@ -64,14 +68,20 @@ def test_wide_windows_without_padding_stay_contiguous():
     trunk = dataclasses.replace(config.trunk, window_spec=(8, 4, 8, 4), num_heads=2)
     config = dataclasses.replace(config, trunk=trunk)
     plain, fused = run(config, "plain", (1, 2, False)), run(config, "fused", (1, 2, False))
-    np.testing.assert_allclose(fused["logits"], plain["logits"], atol=RELATIVE * np.abs(plain["logits"]).max())
+    np.testing.assert_allclose(
+        fused["logits"], plain["logits"], atol=RELATIVE * np.abs(plain["logits"]).max()
+    )
 
 
 def test_the_fused_trunk_moves_tokens_only_where_windows_pad():
-    """At large's own size every window is already a run: the one gather is the one behind the patch embedding."""
+    """At large's own size every window is already a run: the one gather is the one behind the patch
+    embedding.
+    """
     import onnx
 
     from masklet.families.sam2 import PRESETS
 
-    model = onnx.load_from_string(write_stage(PRESETS["sam2.1_hiera_large"], "encode_image", 1024, "fused").onnx)
+    model = onnx.load_from_string(
+        write_stage(PRESETS["sam2.1_hiera_large"], "encode_image", 1024, "fused").onnx
+    )
     assert sum(node.op_type == "Gather" for node in model.graph.node) == 1

@@ -58,7 +58,9 @@ def test_first_two_stages_stay_in_window_order(name, size):
 def test_large_needs_no_rearrangement_at_its_own_size():
     trunk = PRESETS["sam2.1_hiera_large"].trunk
     orders, _ = tokens.stage_orders(trunk, 1024, nested=True)
-    assert all(tokens.contiguous(order, window) for order, window in zip(orders, trunk.window_spec, strict=True))
+    assert all(
+        tokens.contiguous(order, window) for order, window in zip(orders, trunk.window_spec, strict=True)
+    )
 
 
 def test_contiguous_says_no():

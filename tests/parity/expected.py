@@ -6,9 +6,9 @@ are kept as `masklet.testing.sampled` elements: compare them through `kept`.
 
     python tests/parity/expected.py [VARIANT ...] [--threads N] [--checkpoints]     fills the folder
 
-The folder is `MASKLET_PARITY_CACHE`, or `.parity-cache` in the repository. Its first level is a hash of what
-the answers depend on: the versions of the reference, the pictures, the prompts, and the rule that fills
-weights.
+The folder is `MASKLET_PARITY_CACHE`, or `.parity-cache` in the repository. In it a variant has a folder of
+its own, whose name ends with a hash of what the answers depend on: the versions of the reference, the
+variant's seed, the pictures, the prompts, and the rule that fills weights.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Expected:
 
     def __init__(self, variant: str, folder: Path | None = None) -> None:
         self.variant = variant
-        self.folder = (folder or CACHE_FOLDER) / cache_key() / variant
+        self.folder = (folder or CACHE_FOLDER) / f"{variant}-{cache_key(variant)}"
         self._encoded: dict[str, SAM2ImagePredictor] = {}
 
     def encoder(self, picture: str = "landscape") -> dict[str, np.ndarray]:
@@ -107,11 +107,11 @@ class Expected:
             return answer
 
 
-@lru_cache(maxsize=1)
-def cache_key() -> str:
-    """A hash of everything that the answers follow from, other than the variant."""
+@lru_cache
+def cache_key(variant: str) -> str:
+    """A hash of everything that a variant's answers follow from."""
     digest = hashlib.sha256(repr((sorted(reference.REFERENCE_VERSIONS.items()), KEPT_ELEMENTS)).encode())
-    digest.update(repr(sorted(reference.VARIANTS.items())).encode())
+    digest.update(repr(reference.VARIANTS[variant]).encode())
     for name in prompt_cases.PICTURES:
         digest.update(prompt_cases.picture(name).image.tobytes())
         for case in prompt_cases.cases_for(name):

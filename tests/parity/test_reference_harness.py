@@ -226,7 +226,7 @@ def test_a_kept_answer_needs_no_model(tmp_path: Path, monkeypatch: pytest.Monkey
     path.write_bytes(path.read_bytes()[:500])
     np.testing.assert_array_equal(first.prompt("box")["masks"], answer["masks"])
 
-    monkeypatch.setattr(kept_answers, "cache_key", lambda: "another")
+    monkeypatch.setattr(kept_answers, "cache_key", lambda variant: "another")
     built.clear()
     kept_answers.Expected("sam2.1_hiera_tiny", tmp_path).prompt("box")
     assert built

@@ -1,7 +1,7 @@
 """Small networks against what Meta's code computed for them (tests/golden, written by tools/make_golden.py).
 
-The plain graph is compared step by step, the fused one by its results. The tolerance is relative to the largest value
-of a step: float32 sums in another order, through a whole network.
+The plain graph is compared step by step, the fused one by its results. The tolerance is relative to the
+largest value of a step: float32 sums in another order, through a whole network.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class Golden:
         trunk = {name: tuple(value) if isinstance(value, list) else value for name, value in trunk.items()}
         made = Sam2Config(config["version"], HieraConfig(**trunk), config["d_model"], config["image_size"])
         shapes = {name: tuple(shape) for name, shape in self._json("tensors").items()}
-        tensors = testing.lively_weights(shapes, weights["seed"], object_score_bias=weights["object_score_bias"])
+        tensors = testing.lively_weights(
+            shapes, weights["seed"], object_score_bias=weights["object_score_bias"]
+        )
         assert testing.weights_sha256(tensors) == weights["sha256"]
 
         file = folder / f"{path.stem}.safetensors"
@@ -56,7 +58,9 @@ class Golden:
             for key, value in everything.items()
             if key.startswith("arguments/")
         }
-        return arguments, {key: value for key, value in everything.items() if not key.startswith("arguments/")}
+        return arguments, {
+            key: value for key, value in everything.items() if not key.startswith("arguments/")
+        }
 
     def _json(self, name: str) -> dict:
         return json.loads(str(self._arrays[name]))
@@ -88,11 +92,17 @@ def test_every_step_of_the_encoder(golden):
 
 def test_every_step_behind_the_prompts(golden):
     for name in golden.cases:
-        if name == "nothing":  # without a prompt, a dump ends with the encoder; `test_the_predictor` has the case
+        if (
+            name == "nothing"
+        ):  # without a prompt, a dump ends with the encoder; `test_the_predictor` has the case
             continue
         arguments, expected = golden.case(name)
         steps = dump(golden.model, golden.image, **arguments)
-        check(steps, {key: value for key, value in expected.items() if key.startswith("sam_")}, skip=("stability",))
+        check(
+            steps,
+            {key: value for key, value in expected.items() if key.startswith("sam_")},
+            skip=("stability",),
+        )
 
 
 def test_the_predictor(golden):
@@ -103,9 +113,13 @@ def test_the_predictor(golden):
         arguments, expected = golden.case(name)
         masks, ious, low_res = predictor.predict(**arguments)
         np.testing.assert_allclose(ious, expected["ious"], rtol=0, atol=IOU_DIFFERENCE, err_msg=name)
-        low_res = testing.sampled(low_res, expected["low_res_masks"].size).reshape(expected["low_res_masks"].shape)
+        low_res = testing.sampled(low_res, expected["low_res_masks"].size).reshape(
+            expected["low_res_masks"].shape
+        )
         wanted = expected["low_res_masks"]
-        np.testing.assert_allclose(low_res, wanted, rtol=0, atol=RELATIVE * np.abs(wanted).max(), err_msg=name)
+        np.testing.assert_allclose(
+            low_res, wanted, rtol=0, atol=RELATIVE * np.abs(wanted).max(), err_msg=name
+        )
         both, either = (masks & expected["masks"]).sum(), (masks | expected["masks"]).sum()
         assert both / max(either, 1) >= MASK_IOU, name
         scores_seen.append(float(expected["sam_mask_decoder.object_score_logits"].min()))

@@ -146,7 +146,11 @@ def test_missing_and_extra_tensors_are_named(tmp_path):
     write_safetensors(path, weights, {"masklet.config": config.to_json()})
     with pytest.raises(TensorMismatchError) as caught:
         masklet.load(path)
-    for part in ("missing: no_mem_embed", "not known: sam_mask_decoder.surprise", r"conv_s0.bias (9,) instead of (8,)"):
+    for part in (
+        "missing: no_mem_embed",
+        "not known: sam_mask_decoder.surprise",
+        r"conv_s0.bias (9,) instead of (8,)",
+    ):
         assert part in str(caught.value)
 
 
@@ -157,7 +161,9 @@ def test_a_checkpoint_of_another_family(tmp_path):
         masklet.load(path)
 
 
-@pytest.mark.parametrize("text", ["{}", "nonsense", '{"family": "sam2", "trunk": {}}', "[1]", '{"family": "sam9"}'])
+@pytest.mark.parametrize(
+    "text", ["{}", "nonsense", '{"family": "sam2", "trunk": {}}', "[1]", '{"family": "sam9"}']
+)
 def test_unreadable_configuration(tmp_path, text):
     path = tmp_path / "config.safetensors"
     write_safetensors(path, {"a": np.zeros(1, np.float32)}, {"masklet.config": text})

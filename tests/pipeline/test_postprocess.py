@@ -195,7 +195,7 @@ def test_rounds_stay_logarithmic(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     row, column = np.mgrid[:256, :512]
     binary = {
         "comb below": (column % 2 == 0) | (row == 255),
-        "steps": (column % 2 == 0) & (row >= column // 2) | (row == 255),
+        "steps": (column % 2 == 0) & (row >= column // 2) & ((column > 0) | (row > 253)) | (row == 255),
         "noise": np.random.default_rng(0).random((256, 512)) < 0.38,
         "tree": (column % 2 == 0) & (row <= 40)
         | (column % 2 ** np.minimum(row // 6, 8) == 0) & (row % 6 == 5),

@@ -1,4 +1,6 @@
-"""Compiled graphs on disk: written once, shared, rebuilt when damaged, read without the graph-writing packages."""
+"""Compiled graphs on disk: written once, shared, rebuilt when damaged, read without the graph-writing
+packages.
+"""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Timings:
-    """`first` is the first picture's way to a mask after `load`; `encode` and `click` are the steady state."""
+    """`first` is the first picture's way to a mask after `load`; `encode` and `click` are steady state."""
 
     load: Timing
     first: Timing

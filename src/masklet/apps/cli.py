@@ -7,6 +7,7 @@ is a function in another module; here they are put together, and every exception
 from __future__ import annotations
 
 import os
+import platform
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -101,8 +102,9 @@ def main() -> NoReturn:
     except Exception as error:  # noqa: BLE001 - the last line of defence: anything else is a bug of ours
         _print_traceback(error)
         terminal.error(
-            f"this is a bug in masklet {__version__} ({type(error).__name__}). Please report it with the lines "
-            f"above, the command that you typed, and: Python {sys.version.split()[0]} on {sys.platform}."
+            f"this is a bug in masklet {__version__} ({type(error).__name__}). Please report it with the "
+            f"lines above, the command that you typed, and: Python {platform.python_version()}, "
+            f"{platform.platform()}."
         )
         sys.exit(1)
     sys.exit(0)

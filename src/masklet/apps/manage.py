@@ -5,7 +5,9 @@ In: names and files. Out: tables, fields or one JSON document on stdout. Nothing
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from masklet.registry import PublishedModel
 
 ABILITIES = ("pictures: points, a box or a mask as prompts; one mask or three candidates",)
+FILE_SUFFIXES = (".pt", ".pth", ".safetensors")
 LAYOUTS = {"meta": "Meta's tensor names", "transformers": "the tensor names of Hugging Face transformers"}
 
 # ----------------------------------------------------------------------------------------------- models, pull
@@ -88,6 +91,41 @@ def pull(
 # ------------------------------------------------------------------------------------------------------- info
 
 
+@dataclass(frozen=True)
+class FileReport:
+    """What a checkpoint file holds; `info --json` prints it as it is. What is not known is None or empty."""
+
+    file: str
+    bytes: int
+    format: str  # "torch" or "safetensors"
+    parameters: int
+    tensors: int
+    dtypes: dict[str, int]  # tensors of each type, most frequent first
+    ignored: tuple[str, ...]  # what was saved beside the tensors
+    verified: bool | None = None  # False: there are no checksums to compare with
+    model: str | None = None
+    family: str | None = None
+    version: str | None = None
+    network: Network | None = None
+    image_size: int | None = None  # pixels, the side of the model's own input
+    layout: str | None = None  # whose names the tensors have
+    abilities: tuple[str, ...] = ()
+    problem: str | None = None  # why masklet cannot run it
+
+
+@dataclass(frozen=True)
+class Network:
+    """What tells networks of one family apart: the trunk's width and blocks, the decoder's channels."""
+
+    width: int
+    blocks: tuple[int, ...]
+    channels: int
+
+    def __str__(self) -> str:
+        blocks = " + ".join(map(str, self.blocks))
+        return f"trunk {self.width} wide with {blocks} blocks, decoder {self.channels} channels"
+
+
 def info(
     file: Annotated[
         str,
@@ -95,10 +133,10 @@ def info(
             metavar="FILE", show_default=False, help="A checkpoint file, or the name of a downloaded model."
         ),
     ],
-    json: options.Json = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Read the whole file and compare it with its checksums.")
     ] = False,
+    json: options.Json = False,
 ) -> None:
     """Tell what a checkpoint file holds and what it can do."""
     from masklet.io.checkpoints import open_checkpoint
@@ -106,10 +144,10 @@ def info(
     with open_checkpoint(_downloaded(file)) as checkpoint:
         report = _file_report(checkpoint)
         if verify:
-            report["verified"] = checkpoint.verify()
-        problem = _add_model_report(report, checkpoint)
+            report = replace(report, verified=checkpoint.verify())
+        report, problem = _with_model(report, checkpoint)
     if json:
-        terminal.write_json(report)
+        terminal.write_json(asdict(report))
     else:
         terminal.write_fields(_fields(report))
     if problem is not None:
@@ -124,80 +162,70 @@ def _downloaded(name: str) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path
-    model = registry.find(name)
+    try:
+        model = registry.find(name)
+    except ModelNotFoundError:
+        if path.suffix in FILE_SUFFIXES:
+            return path  # `open_checkpoint` says that there is no such file
+        raise
     cached = hub.cached(model)
     if cached is None:
-        raise ModelNotFoundError(f"{model.name} is not downloaded yet; run: masklet pull {model.name}")
+        raise ModelNotFoundError(f"{model.name} is not downloaded yet; run: {model.pull_command}")
     return cached
 
 
-def _file_report(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What can be said of any model file. The keys are those of `--json`."""
-    dtypes = Counter(tensor.dtype for tensor in checkpoint.tensors.values())
-    elements = 0
-    for tensor in checkpoint.tensors.values():
-        count = 1
-        for size in tensor.shape:
-            count *= size
-        elements += count
-    return {
-        "file": str(checkpoint.path),
-        "bytes": checkpoint.path.stat().st_size,
-        "format": checkpoint.format,
-        "tensors": len(checkpoint.tensors),
-        "parameters": elements,
-        "dtypes": dict(dtypes.most_common()),
-        "ignored": list(checkpoint.extra),
-    }
+def _file_report(checkpoint: Checkpoint) -> FileReport:
+    """What can be said of any model file."""
+    tensors = checkpoint.tensors.values()
+    return FileReport(
+        file=str(checkpoint.path),
+        bytes=checkpoint.path.stat().st_size,
+        format=checkpoint.format,
+        parameters=sum(math.prod(tensor.shape) for tensor in tensors),
+        tensors=len(tensors),
+        dtypes=dict(Counter(tensor.dtype for tensor in tensors).most_common()),
+        ignored=checkpoint.extra,
+    )
 
 
-def _add_model_report(report: dict[str, Any], checkpoint: Checkpoint) -> MaskletError | None:
-    """Add what the model in the file is, and what it can do; returns the reason if masklet cannot run it."""
+def _with_model(report: FileReport, checkpoint: Checkpoint) -> tuple[FileReport, MaskletError | None]:
+    """The report with the model in the file; or with the reason why it cannot run, which comes along."""
     from masklet import load
     from masklet.families.keymaps import canonical
 
-    unknown = dict.fromkeys(("model", "family", "version", "network", "image_size", "layout"))
-    report.update({**unknown, "abilities": [], "problem": None})
     try:
-        report["layout"] = canonical(checkpoint).layout
+        report = replace(report, layout=canonical(checkpoint).layout)
         model = load(checkpoint.path)
     except MaskletError as error:
-        report["problem"] = str(error)
-        return error
+        return replace(report, problem=str(error)), error
     trunk = model.config.trunk
-    report.update(
+    report = replace(
+        report,
         model=options.model_name(model),
         family=model.config.family,
         version=model.config.version,
-        network={"width": trunk.embed_dim, "blocks": list(trunk.stages), "channels": model.config.d_model},
+        network=Network(trunk.embed_dim, trunk.stages, model.config.d_model),
         image_size=model.image_size,
-        abilities=list(ABILITIES),
+        abilities=ABILITIES,
     )
-    return None
+    return report, None
 
 
-def _fields(report: dict[str, Any]) -> dict[str, str]:
+def _fields(report: FileReport) -> dict[str, str]:
     """The report for people; what isn't known is left out."""
-    dtypes = ", ".join(f"{dtype} ({count} tensors)" for dtype, count in report["dtypes"].items())
-    network = report["network"]
-    if network is not None:
-        blocks = " + ".join(map(str, network["blocks"]))
-        network = f"trunk {network['width']} wide with {blocks} blocks, {network['channels']} channels"
-    verified = {True: "all checksums match", False: "the file carries no checksums"}.get(
-        report.get("verified")
-    )
+    verified = "all checksums match" if report.verified else "the file carries no checksums"
     fields = {
-        "file": f"{report['file']} ({terminal.human_size(report['bytes'])}, {report['format']})",
-        "model": report["model"],
-        "family": report["family"] and f"{report['family']}, version {report['version']}",
-        "network": network,
-        "parameters": f"{report['parameters']:,} in {report['tensors']} tensors",
-        "dtypes": dtypes,
-        "layout": LAYOUTS.get(report["layout"]),
-        "input": report["image_size"] and f"{report['image_size']} x {report['image_size']} pixels",
-        "can do": "\n".join(report["abilities"]),
-        "ignored": ", ".join(report["ignored"]),
-        "verified": verified,
+        "file": f"{report.file} ({terminal.human_size(report.bytes)}, {report.format})",
+        "model": report.model,
+        "family": report.family and f"{report.family}, version {report.version}",
+        "network": report.network and str(report.network),
+        "parameters": f"{report.parameters:,} in {report.tensors} tensors",
+        "dtypes": ", ".join(f"{dtype} ({count} tensors)" for dtype, count in report.dtypes.items()),
+        "layout": report.layout and LAYOUTS[report.layout],
+        "input": report.image_size and f"{report.image_size} x {report.image_size} pixels",
+        "can do": "\n".join(report.abilities),
+        "ignored": ", ".join(report.ignored),
+        "verified": None if report.verified is None else verified,
     }
     return {name: text for name, text in fields.items() if text}
 

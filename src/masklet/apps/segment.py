@@ -1,7 +1,7 @@
 """`masklet segment`: one picture, prompts for one object, its mask.
 
 In: a picture file and prompts. Out: mask and overlay pictures, and on stdout a table or one JSON document.
-All that can be checked beforehand (prompts, output folders, the picture) is checked before the model is loaded.
+All that can be checked beforehand (prompts, output folders, the picture) is checked before a model is loaded.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 from masklet.errors import TensorMismatchError, UnknownFormatError
@@ -90,7 +91,7 @@ def recognise(shapes: Mapping[str, tuple[int, ...]]) -> Sam2Config:
     blocks = {int(name[len(prefix) :].split(".")[0]) for name in shapes if name.startswith(prefix)}
     changes = [index for index in sorted(blocks) if f"{prefix}{index}.proj.weight" in shapes]
     bounds = [0, *changes, len(blocks)]
-    stages = tuple(after - before for before, after in zip(bounds[:-1], bounds[1:], strict=True))
+    stages = tuple(after - before for before, after in pairwise(bounds))
     width = shapes["image_encoder.trunk.patch_embed.proj.weight"][0]
 
     # The two versions differ in exactly these tensors.
@@ -100,8 +101,8 @@ def recognise(shapes: Mapping[str, tuple[int, ...]]) -> Sam2Config:
             return config
     known = ", ".join(f"{size} {t.embed_dim} {t.stages}" for size, t in TRUNKS.items())
     raise UnknownFormatError(
-        f"This is a SAM 2 checkpoint with a trunk of width {width} and blocks {stages}; "
-        f"published are {known}. A network of your own needs its configuration in the metadata ({CONFIG_KEY})."
+        f"SAM 2 with a trunk of width {width} and blocks {stages}; "
+        f"published are {known}. A network of your own needs its configuration in the metadata {CONFIG_KEY}."
     )
 
 
@@ -115,7 +116,7 @@ def from_metadata(text: str) -> Sam2Config:
             raise ValueError(f"family {family!r}")
         _check_fields(Sam2Config, {**values, "trunk": trunk})
         _check_fields(HieraConfig, trunk)
-        lists = {key: tuple(value) if isinstance(value, list) else value for key, value in trunk.items()}
+        lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in trunk.items()}
         config = Sam2Config(trunk=HieraConfig(**lists), **values)
         _check_numbers(config)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -146,9 +147,11 @@ def _check_numbers(config: Sam2Config) -> None:
 def check_tensors(
     expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], path: object
 ) -> None:
-    """Strict both ways: every expected tensor is there in its shape, nothing is left over but `VIDEO_ONLY`."""
+    """Strict both ways: all expected tensors in their shapes, and nothing else but `VIDEO_ONLY`."""
     missing = sorted(expected.keys() - found.keys())
-    extra = [name for name in sorted(found.keys() - expected.keys()) if not name.startswith(tuple(VIDEO_ONLY))]
+    extra = [
+        name for name in sorted(found.keys() - expected.keys()) if not name.startswith(tuple(VIDEO_ONLY))
+    ]
     shaped = [
         f"{name} {found[name]} instead of {shape}"
         for name, shape in expected.items()

@@ -1,7 +1,7 @@
 """SAM 2's network and the stages that it is run in; each function records one stage's graph.
 
-In: a `Sam2Config`, an input size and a recorder. Out: the graph's inputs and outputs, named. Assembly only: the maths is
-in `model`. Feature maps travel between stages as tokens in the orders of `stage_orders`.
+In: a `Sam2Config`, an input size and a recorder. Out: the graph's inputs and outputs, named. Assembly only:
+the maths is in `model`. Feature maps travel between stages as tokens in the orders of `stage_orders`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Sam2(nn.Module):
 
 
 def encode_image(op: Ops, net: Sam2, config: Sam2Config, size: int) -> Outputs:
-    """image (1, 3, S, S), normalised -> features of strides 4, 8 and 16; `embedding` is stride 16 + no_mem_embed."""
+    """image (1, 3, S, S), normalised -> features of strides 4, 8, 16; `embedding`: 16 with no_mem_embed."""
     image = _input(op, "image", (1, 3, size, size))
     orders, block = stage_orders(config.trunk, size, nested=op.dialect != "plain")
     decoder = net.sam_mask_decoder

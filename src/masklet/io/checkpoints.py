@@ -35,7 +35,7 @@ from masklet.io.tensor_table import STORED_DTYPES, Checksum, Contents, TensorInf
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 
-_KNOWN = "masklet reads PyTorch files (.pt, .pth; torch.save of 1.6 or later) and .safetensors files"
+_KNOWN = "masklet reads PyTorch files (.pt, .pth; torch.save of 1.6 or later) and .safetensors"
 _VERIFY_STEP = 1 << 24  # bytes; between steps, Ctrl-C is heard
 _HEAD_BYTES = 512
 
@@ -43,8 +43,8 @@ _HEAD_BYTES = 512
 class _Mapping:
     """A read-only memory map that can be let go while arrays still point into it.
 
-    Arrays are made over `bytes`, never over the map: numpy does not lock a map or a memoryview that it is given
-    directly, which could then be unmapped under the array. `np.frombuffer` does.
+    Arrays are made over `bytes`, never over the map: an array made over a map or a memoryview does not lock it,
+    and it could be unmapped under the array. `np.frombuffer` does.
     """
 
     def __init__(self, file: mmap.mmap) -> None:

@@ -24,6 +24,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from masklet.errors import Cancelled, DownloadError
 from masklet.registry import HubFile
@@ -31,8 +32,7 @@ from masklet.registry import HubFile
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 Cancel = Callable[[], bool]
 
-_CHUNK_BYTES = 1 << 16  # between two looks at `cancel`
-_HASH_BYTES = 1 << 20
+_HASH_BYTES = 1 << 20  # between two looks at `cancel`
 _LOCK_SECONDS = 0.5  # between two looks at `cancel` while another process downloads the same file
 # Seconds before each new attempt when the last one brought nothing new; one that did starts the list again.
 _PAUSES = (0.5, 1.0, 2.0, 4.0)
@@ -106,6 +106,10 @@ def fetch(
     address = (endpoint or constants.ENDPOINT).rstrip("/")
     if offline or constants.HF_HUB_OFFLINE:
         raise _offline_error(file, "offline=True" if offline else "HF_HUB_OFFLINE")
+    if not _is_web_address(address):
+        raise DownloadError(
+            f"HF_ENDPOINT is {address!r}; it must be an address such as https://huggingface.co."
+        )
     try:
         source = _locate(file, address)
         with _lock(source, progress, cancel):
@@ -117,6 +121,14 @@ def fetch(
             return _publish(source)
     except _foreign_errors() as error:
         raise _explained(error, file, address) from error
+
+
+def _is_web_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number, a bracket that isn't closed
+        return False
 
 
 def verify(file: HubFile, path: Path, *, cancel: Cancel | None = None) -> None:
@@ -260,7 +272,7 @@ def _download(source: _Source, progress: Progress | None, cancel: Cancel | None)
         source.partial.unlink()
         raise DownloadError(
             f"The download of {source.file.filename} is damaged: {got}. It was removed. Run "
-            f"`{source.file.pull_command}` again. If that repeats itself, a proxy or mirror changes the file: "
+            f"`{source.file.pull_command}` again. If it stays so, a proxy or mirror changes the file: "
             f"download {source.file.manual_url} by other means and give the file's path."
         )
     os.replace(source.partial, source.blob)
@@ -302,7 +314,9 @@ def _transfer(source: _Source, progress: Progress | None, cancel: Cancel | None)
             sink.truncate(0)
             start = 0
         done = start
-        for chunk in response.iter_bytes(_CHUNK_BYTES):
+        for (
+            chunk
+        ) in response.iter_bytes():  # as they arrive: whole ones of a given size lose the rest of a cut
             _stop_if(cancel)
             sink.write(chunk[: total - done])  # a server that sends too much doesn't fill the disk
             done = min(total, done + len(chunk))
@@ -381,7 +395,7 @@ def _client_errors() -> tuple[type[Exception], ...]:
 
 
 def _foreign_errors() -> tuple[type[Exception], ...]:
-    # ValueError: an address or a repository's name that the client or huggingface_hub refuses.
+    # ValueError: a repository's name that huggingface_hub refuses.
     return (OSError, ValueError, *_client_errors())
 
 
@@ -403,14 +417,11 @@ def _explained(error: Exception, file: HubFile, endpoint: str) -> DownloadError:
         return DownloadError(
             f"{endpoint} cannot be reached ({_in_one_line(error)}). Check the network, the proxy variables "
             f"and HF_ENDPOINT, then run `{file.pull_command}`: it continues with what has arrived. "
-            f"On a machine without network: download {file.manual_url} on another one and give the file's path."
+            f"Without network: download {file.manual_url} on another machine and give the file's path."
         )
     if isinstance(error, OSError):
         return DownloadError(_disk_message(error, _repo_folder(file.repo_id).parent))
-    return DownloadError(
-        f"{file.filename} cannot be fetched from {endpoint}: {_in_one_line(error)}. "
-        "HF_ENDPOINT must be an address such as https://huggingface.co."
-    )
+    return DownloadError(f"{file.filename} of {file.repo_id} cannot be asked for: {_in_one_line(error)}.")
 
 
 def _status_message(error: Any, file: HubFile, endpoint: str) -> str:

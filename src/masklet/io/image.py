@@ -102,7 +102,7 @@ def _upright(image: Image.Image) -> Image.Image:
         8: Image.Transpose.ROTATE_90,
     }
     if image.format == "TIFF":
-        return image  # Pillow turned it on loading; before 10.1 it left the tag in place
+        return image  # Pillow turned it on loading, and old versions leave the tag in place
     try:
         turn = turns.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # noqa: BLE001 - damaged metadata (any error) is no reason to refuse the picture
@@ -274,6 +274,8 @@ def write_image(path: str | os.PathLike[str], image: np.ndarray, *, quality: int
         )
     if not 1 <= quality <= 100:
         raise InputError(f"The quality of a picture must be 1 to 100, got {quality}.")
+    if format_name == "PNG" and image.ndim == 3:
+        options = {"compress_level": 1}  # photographs: a quarter of the time for a fifth more bytes
     from PIL import Image
 
     encoded = io.BytesIO()

@@ -51,7 +51,7 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
     height, width = mask.shape
     # Where the value changes on the way down the columns. Comparing whole rows is many times faster on 12
     # million pixels than transposing the mask; few changes are left to sort.
-    below, column = np.nonzero(mask[1:] != mask[:-1])
+    below, column = np.divmod(np.flatnonzero(mask[1:] != mask[:-1]), width)
     within = column * height + below + 1
     between = (np.flatnonzero(mask[-1, :-1] != mask[0, 1:]) + 1) * height
     changes = np.sort(np.concatenate([within, between]))
@@ -149,9 +149,7 @@ def _as_lengths(counts: Any) -> np.ndarray:
         lengths = np.empty(0)
     if lengths.ndim != 1 or lengths.size == 0 or lengths.dtype.kind not in "iu":
         raise InputError("The counts of an RLE must be compressed text or a list of whole numbers.")
-    if lengths.dtype.kind == "u":
-        lengths = np.minimum(lengths, np.iinfo(np.int64).max)
-    return lengths.astype(np.int64)
+    return lengths.astype(np.int64)  # what is too large for it turns negative, which `_parse` refuses
 
 
 # ------------------------------------------------------------------------------------------------------ boxes

@@ -69,7 +69,7 @@ def draw_overlay(
     if not 0 <= alpha <= 1:
         raise InputError(f"The alpha of an overlay must be 0 to 1, got {alpha}.")
 
-    canvas = Image.fromarray(image).copy()
+    canvas = Image.fromarray(image)
     line = max(1.5, math.sqrt(size_hw[0] * size_hw[1]) / _LINES_PER_SIDE)
     largest_first = sorted(range(len(planes)), key=lambda index: -np.count_nonzero(planes[index]))
     for index in largest_first:

@@ -196,9 +196,8 @@ def _place(name: str, ref: TensorRef, member: Member | None, file_nbytes: int) -
             f"tensor {quoted(name)} reaches to byte {(last + 1) * itemsize} of a storage of {member.nbytes}"
             " bytes"
         )
-    if nbytes > max(
-        file_nbytes, _EXPANDED_BYTES
-    ):  # an expanded view: a few bytes in the file can claim any size
+    # An expanded view (stride 0) of a few bytes in the file can claim any size.
+    if nbytes > max(file_nbytes, _EXPANDED_BYTES):
         raise CorruptFileError(f"tensor {quoted(name)} of shape {ref.shape} is larger than the whole file")
     start = min(ref.offset * itemsize, member.nbytes)  # an empty tensor's offset may be anything
     return TensorInfo(name, ref.dtype, ref.shape, member.offset + start, nbytes)

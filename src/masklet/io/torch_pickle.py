@@ -341,7 +341,7 @@ class _Machine:
 
     def find_storage(self) -> None:
         match self.stack.pop():
-            case ("storage", _Global(role="storage", dtype=dtype), str(key), _, int(count), *_) if count >= 0:
+            case ("storage", _Global(role="storage", dtype=dtype), str(key), _, int(count), *_):
                 self.stack.append(StorageRef(key, dtype, count))
             case _:
                 raise CorruptFileError("its pickle has a malformed storage reference")

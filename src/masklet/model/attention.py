@@ -1,4 +1,5 @@
-"""Scaled dot-product attention: one function, the kernel chosen below it, and the module with four projections.
+"""Scaled dot-product attention: one function, the kernel chosen below it, and the module with four
+projections.
 
 In: queries, keys and values as tokens (B, T, C), heads side by side in C. Out: tokens (B, T, C).
 Knows nothing about windows, positions or where the tokens come from.

@@ -1,4 +1,4 @@
-"""The numbers that differ between published networks of one kind. Frozen, without defaults, without imports."""
+"""The numbers that differ between published networks of one kind. Frozen, no defaults, no imports."""
 
 from __future__ import annotations
 

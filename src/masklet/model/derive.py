@@ -1,8 +1,9 @@
 """Arrays that depend on weights alone, computed once when a graph's weights are bound.
 
-A graph names such an array by a recipe, source tensors and settings; this module is the whole list of recipes.
-In: numpy arrays under the checkpoint's own keys. Out: numpy arrays (views where possible). Knows nothing about graphs,
-files or engines, and imports neither onnx nor onnxscript, so that the cached path stays light.
+A graph names such an array by a recipe, source tensors and settings; this module is the whole list of
+recipes. In: numpy arrays under the checkpoint's own keys. Out: numpy arrays (views where possible). Knows
+nothing about graphs, files or engines, and imports neither onnx nor onnxscript, so that the cached path stays
+light.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def hiera_position(table: np.ndarray, window: np.ndarray, *, grid: Sequence[int]
 
 
 def dense_position(gaussian: np.ndarray, *, grid: Sequence[int], block: int) -> np.ndarray:
-    """Random Fourier features (T, C) of the centres of a grid (Tancik et al. 2020); `gaussian` is (2, C / 2)."""
+    """Random Fourier features (T, C) of a grid's centres (Tancik et al. 2020); `gaussian` is (2, C / 2)."""
     height, width = grid
     y = (np.arange(height, dtype=np.float32) + 0.5) / np.float32(height)
     x = (np.arange(width, dtype=np.float32) + 0.5) / np.float32(width)
@@ -101,7 +102,7 @@ def _ordered(table_hwc: np.ndarray, block: int) -> np.ndarray:
 
 
 def _cubic_matrix(size_in: int, size_out: int) -> np.ndarray:
-    """(size_out, size_in) weights of bicubic interpolation without antialiasing, border replicated, float64."""
+    """(size_out, size_in) weights of bicubic interpolation, not antialiased, border replicated, float64."""
     a = -0.75
     centre = (np.arange(size_out) + 0.5) * size_in / size_out - 0.5
     left = np.floor(centre).astype(int)

@@ -1,8 +1,9 @@
 """Hiera, SAM 2's image trunk (Ryali et al. 2023, arXiv:2306.00989), with windowed position embeddings.
 
-In: a normalised picture (1, 3, S, S). Out: the tokens of each of the four stages (1, T, C) in the given orders.
-Tokens never leave token form; pooling and windows are matters of order (see `tokens`). A block that changes stage
-still uses the window of the stage before it, and padding comes after norm1, so padded q, k and v are the bias.
+In: a normalised picture (1, 3, S, S). Out: the tokens of each of the four stages (1, T, C) in the given
+orders. Tokens never leave token form; pooling and windows are matters of order (see `tokens`). A block that
+changes stage still uses the window of the stage before it, and padding comes after norm1, so padded q, k and
+v are the bias.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class MultiScaleAttention(nn.Module):
         return op.linear(x, op.weight("rows", self.qkv.weight, start=start, stop=start + self._dim))
 
     def _window_order(self, order: TokenOrder) -> TokenOrder:
-        """The order in which each window is a run of tokens, in cells if pooled; the present one where it is so."""
+        """An order in which each window is a run of tokens, grouped if pooled; `order` if it is one."""
         suits = order.grouped or not self._pool
         if self._window == 0:
             return order if suits else tokens.cells(*order.grid_hw)
@@ -147,10 +148,12 @@ class Hiera(nn.Module):
     def forward(  # type: ignore[override]
         self, op: Ops, image: ir.Value, orders: tuple[TokenOrder, ...], block: int
     ) -> list[ir.Value]:
-        """`orders` holds one order per stage, `block` the block size of the first stage's `nested` order or 0."""
+        """`orders`: one per stage; `block`: the block size of the first stage's nested order, or 0."""
         x = self.patch_embed(op, image, orders[0])
         grid = list(orders[0].grid_hw)
-        x = op.Add(x, op.weight("hiera_position", self.pos_embed, self.pos_embed_window, grid=grid, block=block))
+        x = op.Add(
+            x, op.weight("hiera_position", self.pos_embed, self.pos_embed_window, grid=grid, block=block)
+        )
 
         outputs, stage = [], 0
         for index, layer in enumerate(self.blocks):

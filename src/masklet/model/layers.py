@@ -1,10 +1,12 @@
 """The layers that every network shares, and the recorder that they write their ONNX operators to.
 
-`Ops` is what a module's forward gets as `op`: every ONNX operator as a method, plus the few compound ones whose
+`Ops` is what a module's forward gets as `op`: every ONNX operator as a method, plus the few compound ones
+whose
 form depends on the dialect. The dialect is chosen here and in `attention`, nowhere else:
   fused     ONNX Runtime's own operators (domain com.microsoft), tokens in nested order, exact foldings
   portable  the standard operator set only, otherwise the same
-  plain     the standard operator set, the reference's raster order, nothing folded; records named intermediates
+  plain     the standard operator set, the reference's raster order, nothing folded; records named
+  intermediates
 Knows nothing about checkpoints, files or sessions.
 
 Shape legend, here and in all modules: B images or prompts, T tokens, N points, C channels, M masks, H W grid.
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -38,7 +41,7 @@ class Recipe:
 
 
 class Ops(OpBuilder):
-    """Records one stage's graph. Attributes that aren't defined here are ONNX operators: `op.MatMul(a, b)`."""
+    """Records one stage's graph. Attributes not defined here are ONNX operators: `op.MatMul(a, b)`."""
 
     def __init__(self, builder: GraphBuilder, dialect: Dialect, keys: dict[int, str]) -> None:
         """`keys` maps id(parameter) to its checkpoint key."""
@@ -54,17 +57,14 @@ class Ops(OpBuilder):
         """True when ONNX Runtime's own operators may be used."""
         return self.dialect == "fused"
 
-    def contrib(self, op_type: str, *inputs: ir.Value | None, outputs: int = 1, **attributes: Any) -> Any:
-        """An operator of the com.microsoft domain; its outputs are declared float32."""
-        made = self.builder.call_op(
-            op_type, list(inputs), attributes, domain="com.microsoft", version=1, outputs=outputs
-        )
-        for value in [made] if outputs == 1 else made:
-            value.type = ir.TensorType(ir.DataType.FLOAT)
-        return made
+    def contrib(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
+        """An operator of the com.microsoft domain with one output, which is declared float32."""
+        value = getattr(self.builder.opset("com.microsoft", 1), op_type)(*inputs, **attributes)
+        value.type = ir.TensorType(ir.DataType.FLOAT)
+        return value
 
     def weight(self, recipe: str, *parameters: Parameter, **settings: Any) -> ir.Value:
-        """An initializer that is computed from checkpoint tensors by a recipe of `derive` when weights are bound."""
+        """An initializer that a recipe of `derive` makes from checkpoint tensors when weights are bound."""
         keys = tuple(self._keys[id(parameter)] for parameter in parameters)
         arguments = [*keys, *(f"{key}={value}" for key, value in settings.items())]
         name = f"{recipe}({', '.join(arguments)})"
@@ -115,7 +115,7 @@ class Ops(OpBuilder):
         return self.ReduceMax(self.reshape(x, (0, -1, 4, channels)), self.constant(np.array([2])), keepdims=0)
 
     def tap(self, name: str, value: ir.Value, shape: Sequence[int] | None = None, **transpose: Any) -> None:
-        """In the plain dialect, record an intermediate under the current module path in the reference's layout."""
+        """In the plain dialect, record a step under the current module path in the reference's layout."""
         if self.dialect != "plain":
             return
         if shape is not None:
@@ -156,7 +156,7 @@ class Weights(nn.Module):
 
 
 def pointwise(op: Ops, x: ir.Value, *convolutions: Weights) -> ir.Value:
-    """1x1 convolutions one after the other on tokens (B, T, in) -> (B, T, out); two fold into one but in plain."""
+    """1x1 convolutions in a row on tokens (B, T, in) -> (B, T, out); two fold into one (not in plain)."""
     if len(convolutions) == 2 and op.dialect != "plain":
         first, second = convolutions
         x = op.linear(x, op.weight("folded_weight", first.weight, second.weight))
@@ -185,12 +185,13 @@ class MLP(nn.Module):
 
     def __init__(self, sizes: Sequence[int], activation: Literal["gelu", "relu"]) -> None:
         super().__init__()
-        self.layers = ModuleList([Linear(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)])
+        self.linears = [Linear(a, b) for a, b in pairwise(sizes)]
+        self.layers = ModuleList([*self.linears])
         self._activation = activation
 
     def forward(self, op: Ops, x: ir.Value) -> ir.Value:  # type: ignore[override]
-        last = len(self.layers) - 1
-        for index, layer in enumerate(self.layers):
+        last = len(self.linears) - 1
+        for index, layer in enumerate(self.linears):
             if index == last:
                 x = layer(op, x)
             elif self._activation == "gelu":

@@ -1,8 +1,10 @@
-"""SAM 2's mask decoder: four mask candidates, their predicted IoU and an object score from one set of prompts.
+"""SAM 2's mask decoder: four mask candidates, their predicted IoU and an object score from one set of
+prompts.
 
-In: image features and prompt embeddings as tokens. Out: all four candidates (`DecodedValues`); which of them is used
-(multimask, stability) is policy and decided in `pipeline.prompts`. The two 2x2 stride-2 transposed convolutions are
-products that make four tokens from one, which in grouped order already stand where they belong.
+In: image features and prompt embeddings as tokens. Out: all four candidates (`DecodedValues`); which of them
+is used (multimask, stability) is policy and decided in `pipeline.prompts`. The two 2x2 stride-2 transposed
+convolutions are products that make four tokens from one, which in grouped order already stand where they
+belong.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ class DecodedValues:
 
 
 class MaskDecoder(nn.Module):
-    """Keys `transformer`, `*_token(s)`, `output_upscaling`, `conv_s0/1`, `output_hypernetworks_mlps`, heads."""
+    """Keys `transformer`, `*_token(s)`, `output_upscaling`, `conv_s0/1`, `output_hypernetworks_mlps`, ..."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -51,9 +53,8 @@ class MaskDecoder(nn.Module):
             3: {"weight": [quarter, eighth, 2, 2], "bias": [eighth]},
         }.items():
             setattr(self.output_upscaling, str(index), Weights(**shapes))
-        self.output_hypernetworks_mlps = ModuleList(
-            [MLP((channels, channels, channels, eighth), "relu") for _ in range(MASKS)]
-        )
+        self._hypernetworks = [MLP((channels, channels, channels, eighth), "relu") for _ in range(MASKS)]
+        self.output_hypernetworks_mlps = ModuleList([*self._hypernetworks])
         self.iou_prediction_head = MLP((channels, IOU_CHANNELS, IOU_CHANNELS, MASKS), "relu")
         self.pred_obj_score_head = MLP((channels, channels, channels, 1), "relu")
         self._channels = channels
@@ -77,7 +78,9 @@ class MaskDecoder(nn.Module):
         image = op.Expand(image, op.Concat(batch, op.constant(np.array([1, 1])), axis=0))
 
         hs, image = self.transformer(op, points, image, image_pe)
-        mask_tokens = op.Slice(hs, op.constant(np.array([2])), op.constant(np.array([2 + MASKS])), _axis(op, 1))
+        mask_tokens = op.Slice(
+            hs, op.constant(np.array([2])), op.constant(np.array([2 + MASKS])), _axis(op, 1)
+        )
 
         # Masks: upscaled image features times one generated filter per mask token.
         upscaled, filters = self._upscaled(op, image, features, orders), self._filters(op, mask_tokens)
@@ -118,7 +121,7 @@ class MaskDecoder(nn.Module):
     def _filters(self, op: Ops, mask_tokens: ir.Value) -> ir.Value:
         """The four hypernetworks at once, as one batched product per layer: (B, 4, C) -> (B, 4, C / 8)."""
         x = op.Transpose(mask_tokens, perm=[1, 0, 2])  # masks first: 4 B C
-        networks = [network.layers for network in self.output_hypernetworks_mlps]
+        networks = [network.linears for network in self._hypernetworks]
         for depth in range(3):
             weight = op.weight("stack_matrices", *(layers[depth].weight for layers in networks))
             bias = op.weight("stack", *(layers[depth].bias for layers in networks))
@@ -133,7 +136,9 @@ class MaskDecoder(nn.Module):
             return
         op.tap("output_upscaling.4", upscaled, (0, *grid_hw, -1), perm=[0, 3, 1, 2])
         for index in range(MASKS):
-            op.tap(f"output_hypernetworks_mlps.{index}", op.Gather(filters, op.constant(np.array(index)), axis=1))
+            op.tap(
+                f"output_hypernetworks_mlps.{index}", op.Gather(filters, op.constant(np.array(index)), axis=1)
+            )
         op.tap("all_masks", decoded.logits)
         op.tap("all_ious", decoded.iou)
         op.tap("mask_tokens", decoded.tokens)

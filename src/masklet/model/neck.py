@@ -1,7 +1,8 @@
 """The feature pyramid between trunk and decoder, and the image encoder that joins trunk and neck.
 
-In: the trunk's four stages as tokens, finest first. Out: the three levels that SAM 2 uses, as tokens (1, T, C): strides
-4 and 8 lateral only, stride 16 with stride 32 added by nearest upsampling (in grouped order: each token four times).
+In: the trunk's four stages as tokens, finest first. Out: the three levels that SAM 2 uses, as tokens (1, T,
+C): strides 4 and 8 lateral only, stride 16 with stride 32 added by nearest upsampling (in grouped order: each
+token four times).
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Lateral(nn.Module):
 class FpnNeck(nn.Module):
     """Four stages -> `Pyramid`. Keys `convs.{i}.conv`, coarsest level first.
 
-    `high_res` are the decoder's two 1x1 convolutions that follow on strides 4 and 8: each pair folds into one.
+    `high_res` are the decoder's two 1x1 convolutions that follow on strides 4 and 8: each pair folds into
+    one.
     """
 
     def __init__(self, config: HieraConfig, channels: int) -> None:
@@ -49,10 +51,16 @@ class FpnNeck(nn.Module):
         self._channels = channels
 
     def forward(  # type: ignore[override]
-        self, op: Ops, stages: list[ir.Value], orders: tuple[TokenOrder, ...], high_res: tuple[Weights, Weights]
+        self,
+        op: Ops,
+        stages: list[ir.Value],
+        orders: tuple[TokenOrder, ...],
+        high_res: tuple[Weights, Weights],
     ) -> Pyramid:
         lateral = [level.conv for level in self.convs][::-1]  # type: ignore[union-attr]
-        fine = [pointwise(op, x, conv, then) for x, conv, then in zip(stages, lateral, high_res, strict=False)]
+        fine = [
+            pointwise(op, x, conv, then) for x, conv, then in zip(stages, lateral, high_res, strict=False)
+        ]
 
         coarse = self._upsampled(op, pointwise(op, stages[3], lateral[3]), orders[3], orders[2])
         x = op.Add(pointwise(op, stages[2], lateral[2]), coarse)

@@ -1,8 +1,8 @@
 """Prompts as embeddings: points and box corners as sparse tokens, a mask as a dense map.
 
-In: coordinates (x, y) in pixels of the square model input, labels, low-resolution mask logits. Out: tokens.
-A box is two points with labels 2 and 3; label -1 is padding. Which points are given, and that a padding point is
-appended, is decided in `pipeline.prompts`. Random Fourier features: Tancik et al. 2020, arXiv:2006.10739.
+In: coordinates (x, y) in pixels of the square model input, labels, low-resolution mask logits. Out: tokens. A
+box is two points with labels 2 and 3; label -1 is padding. Which points are given, and that a padding point
+is appended, is decided in `pipeline.prompts`. Random Fourier features: Tancik et al. 2020, arXiv:2006.10739.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ class PositionEmbeddingRandom(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    """Keys `pe_layer`, `point_embeddings.{0..3}`, `not_a_point_embed`, `mask_downscaling`, `no_mask_embed`."""
+    """Keys `pe_layer`, `point_embeddings.{0..3}`, `not_a_point_embed`, `mask_downscaling`, ..."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         quarter = MASK_CHANNELS // 4
         self.pe_layer = PositionEmbeddingRandom(channels)
-        self.point_embeddings = ModuleList([Weights(weight=[1, channels]) for _ in range(POINT_KINDS)])
+        self._kinds = [Weights(weight=[1, channels]) for _ in range(POINT_KINDS)]
+        self.point_embeddings = ModuleList([*self._kinds])
         self.not_a_point_embed = Weights(weight=[1, channels])
         self.no_mask_embed = Weights(weight=[1, channels])
         self.mask_downscaling = ModuleList()
@@ -57,7 +58,7 @@ class PromptEncoder(nn.Module):
         features = op.Concat(op.Sin(angles), op.Cos(angles), axis=-1)  # B N C
 
         # Padding has an embedding of its own and no position.
-        kinds = [self.not_a_point_embed.weight, *(kind.weight for kind in self.point_embeddings)]
+        kinds = [self.not_a_point_embed.weight, *(kind.weight for kind in self._kinds)]
         embedding = op.Gather(op.weight("flat", *kinds), op.Add(labels, op.constant(np.array(1))), axis=0)
         real = op.Unsqueeze(op.GreaterOrEqual(labels, op.constant(np.array(0))), op.constant(np.array([-1])))
         return op.Add(op.Where(real, features, op.constant(0.0)), embedding)

@@ -1,10 +1,11 @@
 """Token orders: which place of the feature grid each token of a sequence comes from.
 
-Attention inside a window doesn't care in which order the window's tokens stand, and neither does any per-token
-layer. So the fused networks keep their tokens in an order in which a window is a run of consecutive tokens and every
-2x2 cell that is pooled (or that an upsampling makes) is four consecutive tokens: partitioning, pooling, nearest
-upsampling and 2x2 stride-2 (transposed) convolutions then need no movement of data at all. A graph is built for
-one order or another from the same module code; `gather_index` says how to get from one to the other.
+Attention inside a window doesn't care in which order the window's tokens stand, and neither does any
+per-token layer. So the fused networks keep their tokens in an order in which a window is a run of consecutive
+tokens and every 2x2 cell that is pooled (or that an upsampling makes) is four consecutive tokens:
+partitioning, pooling, nearest upsampling and 2x2 stride-2 (transposed) convolutions then need no movement of
+data at all. A graph is built for one order or another from the same module code; `gather_index` says how to
+get from one to the other.
 
 In: grid sizes, window sizes. Out: integer arrays. Pure numpy; knows nothing about graphs or weights.
 """
@@ -83,7 +84,7 @@ def nested_blocks(height: int, width: int, block: int) -> TokenOrder:
 
 
 def windows(height: int, width: int, size: int) -> TokenOrder:
-    """Windows of `size` x `size` tokens row by row, padded right and below; 2x2 cells first where size is even."""
+    """Windows of `size` x `size` tokens row by row, padded right and below; in 2x2 cells if size is even."""
     rows, columns = -(-height // size), -(-width // size)
     place = np.full((rows * size, columns * size), -1)
     place[:height, :width] = np.arange(height * width).reshape(height, width)
@@ -107,7 +108,7 @@ def gather_index(source: TokenOrder, target: TokenOrder) -> np.ndarray | None:
 
 
 def contiguous(source: TokenOrder, size: int) -> bool:
-    """True when each `size` x `size` window of the grid already is a run of consecutive tokens of `source`."""
+    """True when each `size` x `size` window of the grid already is a run of tokens of `source`."""
     height, width = source.grid_hw
     if height % size or width % size or len(source.slots) != height * width:
         return False

@@ -1,7 +1,9 @@
-"""The two-way transformer between prompt tokens and image tokens (Kirillov et al. 2023, arXiv:2304.02643, fig. 14).
+"""The two-way transformer between prompt tokens and image tokens (Kirillov et al. 2023, arXiv:2304.02643,
+fig. 14).
 
 In: prompt tokens (B, N, C), image tokens (B, T, C) and their positions (T, C). Out: both, updated.
-Indifferent to the order of the image tokens; every attention has eight heads, cross attention at half the width.
+Indifferent to the order of the image tokens; every attention has eight heads, cross attention at half the
+width.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ class TwoWayAttentionBlock(nn.Module):
 
 
 class TwoWayTransformer(nn.Module):
-    """(B, N, C), (B, T, C), (T, C) -> (B, N, C), (B, T, C). Keys `layers`, `final_attn_token_to_image`, ..."""
+    """(B, N, C), (B, T, C), (T, C) -> (B, N, C), (B, T, C). Keys `layers`, `final_attn_token_to_image`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

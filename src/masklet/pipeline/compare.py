@@ -7,8 +7,9 @@ In: two .npz files, or two mappings of names to arrays; A is the one in question
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -135,14 +136,17 @@ def _some(names: Mapping[str, np.ndarray]) -> str:
 @contextmanager
 def _arrays(path: str | os.PathLike[str]) -> Iterator[Mapping[str, np.ndarray]]:
     """The arrays of an .npz file, read when asked for."""
-    try:
-        opened = np.load(path, allow_pickle=False)
-    except Exception as error:  # a damaged archive makes NumPy and zipfile raise many unrelated types
-        raise InputError(f"{os.fspath(path)}: not a readable .npz file: {_reason(error)}") from error
-    if isinstance(opened, np.ndarray):
-        raise InputError(f"{os.fspath(path)}: a single array (.npy); give an .npz file of named ones.")
-    with opened:
-        yield _Checked(opened, os.fspath(path))
+    name = os.fsdecode(path)
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "rb"))  # by NumPy, a damaged one would stay open
+            if not zipfile.is_zipfile(file):
+                raise ValueError("no archive of arrays, or one that is cut off")
+            file.seek(0)
+            opened = stack.enter_context(np.load(file, allow_pickle=False))
+        except Exception as error:  # a damaged archive makes NumPy and zipfile raise many unrelated types
+            raise InputError(f"{name}: not a readable .npz file: {_reason(error)}") from error
+        yield _Checked(opened, name)
 
 
 class _Checked(Mapping[str, np.ndarray]):

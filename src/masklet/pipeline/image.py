@@ -24,8 +24,8 @@ LOGIT_LIMIT = 32.0  # low-resolution logits are returned within +-32
 class ImagePredictor:
     """Encode a picture once, then ask for masks as often as needed.
 
-    Names, arguments, defaults and shapes are those of `SAM2ImagePredictor`; arrays are numpy. One predictor holds
-    one picture's state and belongs to one thread; any number of predictors may share a `Model`.
+    Names, arguments, defaults and shapes are those of `SAM2ImagePredictor`; arrays are numpy. One predictor
+    holds one picture's state and belongs to one thread; any number of predictors may share a `Model`.
     """
 
     def __init__(
@@ -45,7 +45,9 @@ class ImagePredictor:
         self._is_batch = False
 
     def set_image(self, image: Any) -> None:
-        """Encode a picture: a path, a PIL image, or an array (H, W, 3) uint8 RGB. Replaces what was set before."""
+        """Encode a picture: a path, a PIL image, or an array (H, W, 3) uint8 RGB. Replaces what was set
+        before.
+        """
         self.reset_predictor()
         self._features = [self._encode(image)]
 
@@ -53,7 +55,9 @@ class ImagePredictor:
         """Encode several pictures, each of any size, for `predict_batch`."""
         self.reset_predictor()
         if not isinstance(image_list, list) or not image_list:
-            raise InputError(f"set_image_batch takes a list of at least one picture, got {type(image_list).__name__}.")
+            raise InputError(
+                f"set_image_batch takes a list of at least one picture, got {type(image_list).__name__}."
+            )
         self._features = [self._encode(image) for image in image_list]
         self._is_batch = True
 
@@ -69,13 +73,13 @@ class ImagePredictor:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Masks for prompts on the picture that was set.
 
-        `point_coords` (N, 2) as (x, y) pixels of the picture with `point_labels` (N), 1 on the object and 0 off it;
-        `box` (4) xyxy; `mask_input` (1, h, w) logits of an earlier prediction. A leading B makes B objects at once.
-        With `multimask_output` three candidates come back, else the one best. `normalize_coords=False`
-        takes coordinates as fractions of the picture.
+        `point_coords` (N, 2) as (x, y) pixels of the picture with `point_labels` (N), 1 on the object and 0
+        off it; `box` (4) xyxy; `mask_input` (1, h, w) logits of an earlier prediction. A leading B makes B
+        objects at once. With `multimask_output` three candidates come back, else the one best.
+        `normalize_coords=False` takes coordinates as fractions of the picture.
 
-        Returns masks (M, H, W) bool (or float32 logits), predicted IoU (M) and low-resolution logits (M, h, w),
-        each with a leading B when there are several objects. Raises InputError.
+        Returns masks (M, H, W) bool (or float32 logits), predicted IoU (M) and low-resolution logits (M, h,
+        w), each with a leading B when there are several objects. Raises InputError.
         """
         return self._predict(
             self._only_features(), point_coords, point_labels, box, mask_input,
@@ -92,10 +96,10 @@ class ImagePredictor:
         return_logits: bool = False,
         normalize_coords: bool = True,
     ) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-        """`predict` for each picture of `set_image_batch`; prompts come as lists with one entry per picture."""
+        """`predict` for each picture of `set_image_batch`; prompts are lists with one entry per picture."""
         if not self._is_batch:
             raise InputError("No batch of pictures is set; call set_image_batch first, or use predict.")
-        prompts = []
+        prompts: list[list[Any]] = []
         for name, given in (
             ("point_coords_batch", point_coords_batch),
             ("point_labels_batch", point_labels_batch),
@@ -103,11 +107,15 @@ class ImagePredictor:
             ("mask_input_batch", mask_input_batch),
         ):
             if given is not None and len(given) != len(self._features):
-                raise InputError(f"{name} has {len(given)} entries for {len(self._features)} pictures; give one each.")
+                raise InputError(
+                    f"{name} has {len(given)} entries for {len(self._features)} pictures; give one each."
+                )
             prompts.append(given if given is not None else [None] * len(self._features))
         results = [
-            self._predict(features, *given, multimask_output, return_logits, normalize_coords)
-            for features, *given in zip(self._features, *prompts, strict=True)
+            self._predict(
+                features, points, labels, box, mask, multimask_output, return_logits, normalize_coords
+            )
+            for features, points, labels, box, mask in zip(self._features, *prompts, strict=True)
         ]
         masks, scores, low_res = zip(*results, strict=True)
         return list(masks), list(scores), list(low_res)

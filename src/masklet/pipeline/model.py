@@ -1,6 +1,8 @@
-"""A loaded model: a checkpoint, its configuration, and its stages as sessions that are made when first needed.
+"""A loaded model: a checkpoint, its configuration, and its stages as sessions that are made when first
+needed.
 
-In: a path or a published name. Out: `Model`, which the predictors share. Knows nothing about pictures or prompts.
+In: a path or a published name. Out: `Model`, which the predictors share. Knows nothing about pictures or
+prompts.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ class Model:
 
     def __repr__(self) -> str:
         name = sam2.preset_name(self.config) or "custom"
-        return f"Model({name}, image_size={self.image_size}, device={self.device.name!r}, source={self.source!r})"
+        return f"Model({name}, {self.image_size} px, {self.device.name}, {self.source})"
 
     @property
     def orders(self) -> tuple[TokenOrder, ...]:
@@ -120,9 +122,10 @@ def load(
 ) -> Model:
     """Load a model from a checkpoint file, or by its published name (downloaded when it isn't there yet).
 
-    `device` is an execution provider in plain words ("cpu", "cuda", "openvino", ...), `threads` how many the CPU
-    uses (None: all), `image_size` the side of the square input in pixels, a multiple of 32 (None: the model's own).
-    Raises ModelNotFoundError, CheckpointError and its kinds, DownloadError, DeviceError, InputError.
+    `device` is an execution provider in plain words ("cpu", "cuda", "openvino", ...), `threads` how many the
+    CPU uses (None: all), `image_size` the side of the square input in pixels, a multiple of 32 (None: the
+    model's own). Raises ModelNotFoundError, CheckpointError and its kinds, DownloadError, DeviceError,
+    InputError.
     """
     path = find_file(path_or_name)
     checkpoint = open_checkpoint(path)
@@ -134,7 +137,7 @@ def load(
     else:
         some = ", ".join(sorted(tensors.shapes)[:3]) or "no tensors"
         raise UnknownFormatError(
-            f"{path}: not a model of a family that this version knows (SAM 2, SAM 2.1). Its tensors start with {some}."
+            f"{path}: not of a family that this version knows (SAM 2, 2.1). Its tensors start with {some}."
         )
     return Model(
         config,
@@ -166,6 +169,13 @@ def find_file(path_or_name: str | os.PathLike[str]) -> Path:
 
 
 def _checked_size(size: int) -> int:
-    if not isinstance(size, int) or isinstance(size, bool) or size < sam2.SIZE_MULTIPLE or size % sam2.SIZE_MULTIPLE:
-        raise InputError(f"image_size is {size!r}; give a multiple of {sam2.SIZE_MULTIPLE} pixels, such as 1024.")
+    if (
+        not isinstance(size, int)
+        or isinstance(size, bool)
+        or size < sam2.SIZE_MULTIPLE
+        or size % sam2.SIZE_MULTIPLE
+    ):
+        raise InputError(
+            f"image_size is {size!r}; give a multiple of {sam2.SIZE_MULTIPLE} pixels, such as 1024."
+        )
     return size

@@ -1,7 +1,7 @@
 """Prompts from what users give, and the choice among the candidates that come back.
 
-In: points, boxes and masks in the picture's frame. Out: `Prompts` in the frame of the model input; and for decoded
-candidates the ones that are kept. Policy only: no network maths, no engine.
+In: points, boxes and masks in the picture's frame. Out: `Prompts` in the frame of the model input; and for
+decoded candidates the ones that are kept. Policy only: no network maths, no engine.
 """
 
 from __future__ import annotations
@@ -32,11 +32,12 @@ def make_prompts(
     image_size: int,
     normalize_coords: bool = True,
 ) -> Prompts:
-    """Points (N, 2) or (B, N, 2), labels likewise, boxes (4) or (B, 4) xyxy, mask logits (1, h, w) or (B, 1, h, w).
+    """Points (N, 2) or (B, N, 2), labels likewise, boxes (4) or (B, 4) xyxy, mask logits (1, h, w) or (B, 1,
+    h, w).
 
-    Coordinates are pixels of the picture, or fractions of it when `normalize_coords` is False. A box becomes two
-    points before the others; a padding point closes the list unless there are no points at all.
-    Raises InputError for anything that can't be meant.
+    Coordinates are pixels of the picture, or fractions of it when `normalize_coords` is False. A box becomes
+    two points before the others; a padding point closes the list unless there are no points at all. Raises
+    InputError for anything that can't be meant.
     """
     frame = size_hw if normalize_coords else (1, 1)
     coords, labels = _points(point_coords, point_labels, frame)
@@ -56,7 +57,9 @@ def make_prompts(
         batch = 1 if mask is None else len(mask)
         return Prompts(np.zeros((batch, 0, 2), np.float32), np.zeros((batch, 0), np.int64), mask)
     if mask is not None and len(mask) not in (1, len(coords)):
-        raise InputError(f"Got {len(mask)} mask inputs for {len(coords)} object(s); give one, or one for each.")
+        raise InputError(
+            f"Got {len(mask)} mask inputs for {len(coords)} object(s); give one, or one for each."
+        )
 
     scaled = coords / np.array([frame[1], frame[0]], np.float32) * np.float32(image_size)
     padding = ((0, 0), (0, 1))
@@ -94,12 +97,16 @@ def _points(coords: Any, labels: Any, frame: tuple[int, int]) -> tuple[np.ndarra
             raise InputError("Got point_labels without point_coords; give both or neither.")
         return None, None
     if labels is None:
-        raise InputError("Got point_coords without point_labels; give one label per point: 1 on the object, 0 off it.")
+        raise InputError(
+            "Got point_coords without point_labels; give one label per point: 1 on the object, 0 off it."
+        )
     coords, labels = _numbers(coords, "point_coords"), _numbers(labels, "point_labels")
     if coords.ndim not in (2, 3) or coords.shape[-1] != 2 or coords.size == 0:
         raise InputError(f"point_coords has shape {coords.shape}; give (N, 2), or (B, N, 2) for B objects.")
     if labels.shape != coords.shape[:-1]:
-        raise InputError(f"Got {coords.shape[:-1]} points and {labels.shape} labels; give one label per point.")
+        raise InputError(
+            f"Got {coords.shape[:-1]} points and {labels.shape} labels; give one label per point."
+        )
     if not np.isin(labels, list(LABELS)).all():
         allowed = ", ".join(f"{label} {meaning}" for label, meaning in LABELS.items())
         raise InputError(f"point_labels holds {sorted(set(labels.ravel().tolist()))}; allowed are {allowed}.")
@@ -114,12 +121,16 @@ def _boxes(box: Any, frame: tuple[int, int]) -> np.ndarray | None:
         return None
     boxes = _numbers(box, "box")
     if boxes.ndim not in (1, 2) or boxes.shape[-1] != 4 or boxes.size == 0:
-        raise InputError(f"box has shape {boxes.shape}; give (4,), or (B, 4) for B objects, as x0, y0, x1, y1.")
+        raise InputError(
+            f"box has shape {boxes.shape}; give (4,), or (B, 4) for B objects, as x0, y0, x1, y1."
+        )
     corners = boxes.reshape(-1, 2, 2)
     if (corners[:, 0] > corners[:, 1]).any():
         wrong = boxes.reshape(-1, 4)[(corners[:, 0] > corners[:, 1]).any(axis=1)][0]
         fixed = [*np.minimum(wrong[:2], wrong[2:]).tolist(), *np.maximum(wrong[:2], wrong[2:]).tolist()]
-        raise InputError(f"The box {wrong.tolist()} has its corners swapped; x0, y0, x1, y1 would be {fixed}.")
+        raise InputError(
+            f"The box {wrong.tolist()} has its corners swapped; x0, y0, x1, y1 would be {fixed}."
+        )
     _check_inside(corners, "box corner", frame)
     return corners
 
@@ -132,7 +143,7 @@ def _mask(mask: Any, side: int) -> np.ndarray | None:
         logits = logits[None]
     if logits.ndim != 4 or logits.shape[1:] != (1, side, side) or len(logits) == 0:
         raise InputError(
-            f"mask_input has shape {np.shape(mask)}; give low-resolution logits of shape (1, {side}, {side}), "
+            f"mask_input has shape {np.shape(mask)}; give low-resolution logits (1, {side}, {side}), "
             f"or (B, 1, {side}, {side}) for B objects, as an earlier prediction returned them."
         )
     return logits
@@ -155,5 +166,5 @@ def _check_inside(points: np.ndarray, what: str, frame: tuple[int, int]) -> None
     if len(outside):
         x, y = outside[0].tolist()
         raise InputError(
-            f"The {what} ({x:g}, {y:g}) lies outside the picture, which is {frame[1]} wide and {frame[0]} high."
+            f"The {what} ({x:g}, {y:g}) is outside the picture, {frame[1]} wide and {frame[0]} high."
         )

@@ -1,8 +1,8 @@
 """Compiled graphs on disk, by content.
 
-In: what a stage depends on (configuration, stage, size, dialect, versions). Out: a `Stage`, from the cache or freshly
-written. An entry is one zip archive (its CRCs show damage), written to a temporary name and renamed, so that any number
-of processes may start at once. On the cached path neither onnx nor onnxscript is imported.
+In: what a stage depends on (configuration, stage, size, dialect, versions). Out: a `Stage`, from the cache or
+freshly written. An entry is one zip archive (its CRCs show damage), written to a temporary name and renamed,
+so that any number of processes may start at once. On the cached path neither onnx nor onnxscript is imported.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def folder() -> Path:
 
 
 def load_stage(config: Sam2Config, name: str, image_size: int, dialect: str) -> Stage:
-    """The stage from the cache, or written now and kept. A damaged entry is replaced; a full disk is no error."""
+    """The stage from the cache, or written now and kept. A damaged entry is replaced; a full disk is no
+    error.
+    """
     path = folder() / f"{name}-{_key(config, name, image_size, dialect)}{SUFFIX}"
     stage = _read(path)
     if stage is None:
@@ -110,7 +112,10 @@ def _write(path: Path, stage: Stage) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".partial")
     try:
-        with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as out:
+        with (
+            os.fdopen(handle, "wb") as file,
+            zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as out,
+        ):
             out.writestr("manifest.json", stage.manifest())
             out.writestr("graph.onnx", stage.onnx)
         os.replace(temporary, path)

@@ -32,7 +32,9 @@ DEVICES = {
         Device("cpu", "CPUExecutionProvider", "pip install onnxruntime"),
         Device("cuda", "CUDAExecutionProvider", "pip install onnxruntime-gpu"),
         Device("tensorrt", "TensorrtExecutionProvider", "pip install onnxruntime-gpu tensorrt"),
-        Device("tensorrt-rtx", "NvTensorRTRTXExecutionProvider", "pip install onnxruntime-ep-nv-tensorrt-rtx"),
+        Device(
+            "tensorrt-rtx", "NvTensorRTRTXExecutionProvider", "pip install onnxruntime-ep-nv-tensorrt-rtx"
+        ),
         Device("openvino", "OpenVINOExecutionProvider", "pip install onnxruntime-openvino"),
         Device("coreml", "CoreMLExecutionProvider", "pip install onnxruntime  (on macOS)"),
         Device("mlx", "MLXExecutionProvider", "pip install onnxruntime-ep-mlx  (on Apple silicon)"),

@@ -1,7 +1,8 @@
 """Writes one stage of a network as an ONNX graph without weights.
 
-In: a family's configuration, a stage's name, an input size, a dialect. Out: a `Stage`: the serialised graph and, for
-every weight in it, where it comes from. Importing this module is light; writing a graph imports onnxscript.
+In: a family's configuration, a stage's name, an input size, a dialect. Out: a `Stage`: the serialised graph
+and, for every weight in it, where it comes from. Importing this module is light; writing a graph imports
+onnxscript.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ IR_VERSION = 10
 
 @dataclass(frozen=True)
 class WeightSource:
-    """Where an initializer's numbers come from: checkpoint tensors `keys`, through a recipe or (None) as they are."""
+    """Where an initializer's numbers come from: checkpoint tensors `keys`, through a recipe or (None) as they
+    are.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -108,14 +111,18 @@ def _declare_weights(graph: Any, recipes: Mapping[str, Any], keys: Mapping[int, 
     weights = []
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
-            del graph.initializers[name]  # a module registers all its parameters, also those used by recipe only
+            del graph.initializers[
+                name
+            ]  # a module registers all its parameters, also those used by recipe only
             continue
         if value.const_value is not None:
             continue
         shape = tuple(int(size) for size in value.shape)
         recipe = recipes.get(name)
         if recipe is None and keys.get(id(value)) != name:
-            raise EngineError(f"The parameter {keys.get(id(value))!r} was recorded as {name!r}; this is a bug.")
+            raise EngineError(
+                f"The parameter {keys.get(id(value))!r} was recorded as {name!r}; this is a bug."
+            )
         if recipe is None:
             weights.append(WeightSource(name, shape, (name,), None, {}))
         else:

@@ -1,7 +1,8 @@
 """A stage made runnable: weights bound from the checkpoint, arguments in, device values out.
 
-In: a `Stage`, a source of checkpoint tensors, a device. Out: OrtValues, which stay on their device between stages.
-Knows nothing about pictures or prompts. Plain tensors are bound as they lie in the mapped file, without a copy.
+In: a `Stage`, a source of checkpoint tensors, a device. Out: OrtValues, which stay on their device between
+stages. Knows nothing about pictures or prompts. Plain tensors are bound as they lie in the mapped file,
+without a copy.
 """
 
 from __future__ import annotations
@@ -42,9 +43,7 @@ class Session:
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for _, array in bound]
         options.add_external_initializers([name for name, _ in bound], values)
         try:
-            self._session = onnxruntime.InferenceSession(
-                stage.onnx, options, **provider_arguments(device)
-            )
+            self._session = onnxruntime.InferenceSession(stage.onnx, options, **provider_arguments(device))
         except Exception as error:  # ONNX Runtime raises its own unexported types
             raise EngineError(
                 f"ONNX Runtime could not build stage {stage.name!r} for device {device.name!r}: {error}"
@@ -70,7 +69,9 @@ class Session:
             made = self._session.run_with_ort_values(names, values)
         except Exception as error:  # ONNX Runtime raises its own unexported types
             shapes = ", ".join(f"{name} {tuple(value.shape())}" for name, value in values.items())
-            raise EngineError(f"ONNX Runtime failed in stage {self.stage.name!r} with {shapes}: {error}") from error
+            raise EngineError(
+                f"ONNX Runtime failed in stage {self.stage.name!r} with {shapes}: {error}"
+            ) from error
         return dict(zip(names, made, strict=True))
 
 
