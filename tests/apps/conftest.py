@@ -39,7 +39,7 @@ def workplace(tmp_path: Path, scene: testing.Scene, monkeypatch: pytest.MonkeyPa
 
 @pytest.fixture
 def masklet() -> Callable[..., Any]:
-    """Calls the command and returns exit code, stdout and stderr; what it raises unexpectedly is raised here."""
+    """Calls the command; gives exit code, stdout and stderr, and raises what the command did not expect."""
 
     def call(*arguments: object) -> Any:
         result = CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="masklet")

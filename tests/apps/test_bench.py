@@ -14,7 +14,7 @@ Command = Callable[..., Any]
 
 def test_json(masklet: Command, tiny_checkpoint: Path) -> None:
     result = masklet("bench", tiny_checkpoint, "--repeats", "2", "--threads", "1", "--json")
-    assert (result.exit_code, result.stderr) == (0, "")
+    assert (result.exit_code, result.stderr) == (0, "Timing 2 encodings\n")
     report = json.loads(result.stdout)
     assert report["threads"] == 1
     assert report["image_size"] == 128

@@ -157,7 +157,8 @@ def test_ctrl_c_is_130_without_a_traceback(tmp_path: Path) -> None:
 
 def test_a_reader_that_goes_away_is_no_error_message() -> None:
     run = process("models", "--json")
-    assert run.stdout is not None and run.stderr is not None
+    assert run.stdout is not None
+    assert run.stderr is not None
     run.stdout.close()  # before the command has written anything
     assert run.stderr.read() == ""
     assert run.wait(timeout=60) == 1

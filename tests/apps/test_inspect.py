@@ -21,7 +21,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 @pytest.fixture
 def workplace(tiny_checkpoint, tmp_path, monkeypatch):
-    """What the pages suppose: a photograph, and a checkpoint under Meta's name (its content tells what it is)."""
+    """What the pages suppose: a photograph, and a checkpoint under Meta's name."""
     Image.fromarray(testing.synthetic_scene(3, (480, 640)).image).save(tmp_path / "photo.jpg")
     (tmp_path / "sam2.1_hiera_tiny.pt").write_bytes(tiny_checkpoint.read_bytes())
     monkeypatch.chdir(tmp_path)
@@ -113,7 +113,7 @@ def test_dump_refused(masklet, workplace, arguments, message):
     assert sorted(workplace.iterdir()) == before
 
 
-# ------------------------------------------------------------------------------------------------------- compare
+# ----------------------------------------------------------------------------------------- compare
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_the_default_tolerance_is_the_librarys():
     assert inspect.signature(commands.compare).parameters["tolerance"].default == TOLERANCE
 
 
-# -------------------------------------------------------------------------------------------------------- export
+# ------------------------------------------------------------------------------------------ export
 
 
 def test_the_page_about_exporting(masklet, workplace):

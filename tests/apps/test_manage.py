@@ -123,7 +123,7 @@ def test_info(masklet: Command, tiny_checkpoint: Path) -> None:
     assert fields["family"] == "sam2, version 2.1"
     assert fields["model"] == "custom"
     assert fields["parameters"] == f"{count:,} in {len(weights)} tensors"
-    assert fields["dtypes"] == f"f32 ({len(weights)} tensors)"
+    assert fields["dtypes"] == "f32"
     assert fields["input"] == "128 x 128 pixels"
     assert fields["can do"].startswith("pictures")
     assert "verified" not in fields
@@ -167,11 +167,19 @@ def test_info_of_what_cannot_run_says_what_is_there_and_why(masklet: Command, tm
 
 def test_info_of_another_family(masklet: Command, tmp_path: Path) -> None:
     path = tmp_path / "other.safetensors"
-    write_safetensors(path, {"a.weight": np.zeros((2, 3), np.float16), "b": np.zeros(1, np.float32)})
+    write_safetensors(
+        path,
+        {
+            "a.weight": np.zeros((2, 3), np.float16),
+            "b": np.zeros(1, np.float32),
+            "c": np.zeros(1, np.float32),
+        },
+    )
     result = masklet("info", path)
     assert result.exit_code == 1
-    assert "parameters  7 in 2 tensors" in result.stdout
-    assert "dtypes      f16 (1 tensors), f32 (1 tensors)" in result.stdout
+    assert "parameters  8 in 3 tensors" in result.stdout
+    assert "dtypes      f32 (2), f16 (1)" in result.stdout
+    assert "layout" not in result.stdout
     assert "model " not in result.stdout
     assert result.stderr.startswith("error: ")
 

@@ -10,7 +10,7 @@ import pytest
 
 from masklet.errors import InputError, OutputError
 from masklet.io import atomic
-from masklet.io.atomic import open_atomic
+from masklet.io.atomic import fill_folder, open_atomic
 
 
 def test_the_file_appears_whole_and_alone(tmp_path: Path) -> None:
@@ -117,3 +117,45 @@ def test_permissions_and_links_are_as_with_open(tmp_path: Path) -> None:
         file.write(b"through")
     assert (tmp_path / "link.bin").is_symlink()
     assert (tmp_path / "real.bin").read_bytes() == b"through"
+
+
+def test_a_folder_is_filled_with_the_named_file_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = []
+    replace = os.replace
+    monkeypatch.setattr(atomic.os, "replace", lambda source, to: moved.append(to.name) or replace(source, to))
+    with fill_folder(tmp_path / "out", last="b") as folder:
+        for name in "abc":
+            (folder / name).write_text(name)
+        assert not any((tmp_path / "out" / name).exists() for name in "abc")
+    assert sorted(moved) == ["a", "b", "c"]
+    assert moved[-1] == "b"
+    assert sorted(os.listdir(tmp_path / "out")) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_folder_is_left_as_it_was(tmp_path: Path, error: type[BaseException], exists: bool) -> None:
+    target = tmp_path / "out"
+    if exists:
+        target.mkdir()
+        (target / "a").write_text("old")
+    with pytest.raises(error), fill_folder(target, last="a") as folder:
+        _write_and_fail(folder, error)
+    assert target.exists() == exists
+    if exists:
+        assert os.listdir(target) == ["a"]
+        assert (target / "a").read_text() == "old"
+
+
+def _write_and_fail(folder: Path, error: type[BaseException]) -> None:
+    (folder / "a").write_text("new")
+    raise error("stop")
+
+
+def test_a_folder_below_one_that_is_missing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OutputError, match="does not exist; create it"),
+        fill_folder(tmp_path / "no" / "out", last="a"),
+    ):
+        pytest.fail("the block must not run: its work would be lost")
+    assert os.listdir(tmp_path) == []

@@ -61,6 +61,14 @@ def test_the_outline_grows_with_the_picture() -> None:
     assert painted(12) > 1.5 * 12 * painted(1)
 
 
+def test_specks_are_not_lost_in_a_large_picture() -> None:
+    picture = np.full((1500, 2000, 3), 100, np.uint8)
+    mask = np.zeros((1500, 2000), bool)
+    mask[700, 900] = mask[200:1200, 300] = True  # a pixel, and a line as thin
+    drawn = draw_overlay(picture, mask)
+    assert (drawn[mask] != 100).any(axis=1).all()
+
+
 def test_no_outline_along_the_frame() -> None:
     mask = np.zeros((120, 160), bool)
     mask[:, :80] = True

@@ -95,10 +95,13 @@ def fill(model: Any, weights: Mapping[str, Any]) -> None:
     with torch.no_grad():
         for key, (name, row) in mapped(model)._sources.items():
             (state[name] if row is None else state[name][row : row + 1]).copy_(weights[key])
-        # The one tensor that transformers has twice.
-        model.shared_image_embedding.positional_embedding.copy_(
-            model.prompt_encoder.shared_embedding.positional_embedding
-        )
+        for part in (
+            model.shared_image_embedding,
+            model.prompt_encoder.shared_embedding,
+        ):  # one tensor, twice
+            part.positional_embedding.copy_(
+                weights["sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"]
+            )
 
 
 @pytest.fixture(scope="module")

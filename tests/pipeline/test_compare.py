@@ -129,7 +129,7 @@ def test_nothing_in_common_says_what_each_holds():
         compare({"one": A}, {})
 
 
-# ------------------------------------------------------------------------------------------------ hostile files
+# ----------------------------------------------------------------------------------- hostile files
 
 
 def archive(**members: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Named steps of the plain graph: complete, in order, those of the predictor, and no more computed than asked for."""
+"""Named steps of the plain graph: complete, in order, the predictor's own, no more computed than needed."""
 
 from __future__ import annotations
 

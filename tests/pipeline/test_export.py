@@ -1,4 +1,4 @@
-"""An exported folder: complete and described, all or nothing, never at the cost of other files; the page's example runs."""
+"""An exported folder: complete, described, all or nothing, never at other files' cost; the page runs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from PIL import Image
 import masklet
 from masklet import testing
 from masklet.errors import InputError, OutputError
+from masklet.io import atomic
 from masklet.pipeline import export as export_module
 from masklet.pipeline.export import export
 
@@ -81,7 +82,7 @@ def test_unknown_stages_are_refused(model, tmp_path, stages):
     assert not (tmp_path / "out").exists()
 
 
-# ------------------------------------------------------------------------------------------ folders that exist
+# ------------------------------------------------------------------------------ folders that exist
 
 
 def test_an_empty_folder_is_used(model, tmp_path):
@@ -129,7 +130,7 @@ def test_a_folder_in_a_folder_that_is_not_there(model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# ------------------------------------------------------------------------------------------------ interruptions
+# ----------------------------------------------------------------------------------- interruptions
 
 
 def full_disk(*_):
@@ -160,13 +161,26 @@ def test_nothing_half_written_stays(model, tmp_path, monkeypatch, fail, expected
     assert written(folder) == before if overwrite else not folder.exists()
 
 
+def test_the_manifest_comes_last(model, tmp_path, monkeypatch):
+    moved, replace = [], os.replace
+
+    def watched(source, target):
+        moved.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(atomic.os, "replace", watched)
+    export(model, tmp_path / "out")
+    assert sorted(moved) == FILES
+    assert moved[-1] == "manifest.json"
+
+
 def test_a_full_disk_is_said_so(model, tmp_path, monkeypatch):
     monkeypatch.setattr(export_module.os, "fsync", full_disk)
     with pytest.raises(OutputError, match=r"out.*the disk .* is full"):
         export(model, tmp_path / "out", stages=["encode_points"])
 
 
-# --------------------------------------------------------------------------------------------------- the page
+# ---------------------------------------------------------------------------------------- the page
 
 
 def blocks() -> list[str]:

@@ -194,7 +194,6 @@ def _with_model(report: FileReport, checkpoint: Checkpoint) -> tuple[FileReport,
     from masklet.families.keymaps import canonical
 
     try:
-        report = replace(report, layout=canonical(checkpoint).layout)
         model = load(checkpoint.path)
     except MaskletError as error:
         return replace(report, problem=str(error)), error
@@ -206,6 +205,7 @@ def _with_model(report: FileReport, checkpoint: Checkpoint) -> tuple[FileReport,
         version=model.config.version,
         network=Network(trunk.embed_dim, trunk.stages, model.config.d_model),
         image_size=model.image_size,
+        layout=canonical(checkpoint).layout,
         abilities=ABILITIES,
     )
     return report, None
@@ -213,6 +213,7 @@ def _with_model(report: FileReport, checkpoint: Checkpoint) -> tuple[FileReport,
 
 def _fields(report: FileReport) -> dict[str, str]:
     """The report for people; what isn't known is left out."""
+    dtypes = [dtype if len(report.dtypes) == 1 else f"{dtype} ({n})" for dtype, n in report.dtypes.items()]
     verified = "all checksums match" if report.verified else "the file carries no checksums"
     fields = {
         "file": f"{report.file} ({terminal.human_size(report.bytes)}, {report.format})",
@@ -220,7 +221,7 @@ def _fields(report: FileReport) -> dict[str, str]:
         "family": report.family and f"{report.family}, version {report.version}",
         "network": report.network and str(report.network),
         "parameters": f"{report.parameters:,} in {report.tensors} tensors",
-        "dtypes": ", ".join(f"{dtype} ({count} tensors)" for dtype, count in report.dtypes.items()),
+        "dtypes": ", ".join(dtypes),
         "layout": report.layout and LAYOUTS[report.layout],
         "input": report.image_size and f"{report.image_size} x {report.image_size} pixels",
         "can do": "\n".join(report.abilities),
@@ -244,8 +245,8 @@ def cache(
     """
     from masklet.runtime import cache as compiled
 
-    entries = compiled.entries()
     freed = compiled.clear() if clear else None
+    entries = compiled.entries()
     total = sum(entry.size for entry in entries)
     if json:
         listed = [{"stage": e.stage, "bytes": e.size, "path": str(e.path)} for e in entries]

@@ -138,6 +138,7 @@ Points = Annotated[
         "--point",
         metavar="X,Y[,0|1]",
         parser=parse_point,
+        show_default=False,
         rich_help_panel=PROMPTS,
         help="A pixel on the object (1, also without a label) or off it (0). Repeat it for more.",
     ),
@@ -148,6 +149,7 @@ Boxes = Annotated[
         "--box",
         metavar="X0,Y0,X1,Y1",
         parser=parse_box,
+        show_default=False,
         rich_help_panel=PROMPTS,
         help="A box around the object in pixels: left, top, right, bottom.",
     ),
@@ -157,6 +159,7 @@ MaskInput = Annotated[
     typer.Option(
         "--mask-input",
         metavar="FILE",
+        show_default=False,
         rich_help_panel=PROMPTS,
         help="A rough mask: a black and white picture, or .npy logits of an earlier prediction.",
     ),

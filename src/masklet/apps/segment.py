@@ -66,6 +66,7 @@ def segment(
         typer.Option(
             "--overlay",
             metavar="OUT.png",
+            show_default=False,
             rich_help_panel=OUTPUT,
             help="Write the picture with mask and prompts drawn over it: .png, .jpg or .webp.",
         ),

@@ -105,7 +105,8 @@ def fetch(
 
     address = (endpoint or constants.ENDPOINT).rstrip("/")
     if offline or constants.HF_HUB_OFFLINE:
-        raise _offline_error(file, "offline=True" if offline else "HF_HUB_OFFLINE")
+        variable = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
+        raise _offline_error(file, "offline=True" if offline else variable)
     if not _is_web_address(address):
         raise DownloadError(
             f"HF_ENDPOINT is {address!r}; it must be an address such as https://huggingface.co."
@@ -168,7 +169,7 @@ def _publish(source: _Source) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
-        if constants.HF_HUB_DISABLE_SYMLINKS:
+        if getattr(constants, "HF_HUB_DISABLE_SYMLINKS", False):  # huggingface_hub 1.0 lacks it
             raise NotImplementedError
         temporary.symlink_to(os.path.relpath(source.blob, path.parent))
         os.replace(temporary, path)
@@ -303,10 +304,8 @@ def _transfer(source: _Source, progress: Progress | None, cancel: Cancel | None)
     headers = {**source.headers, **({"Range": f"bytes={start}-"} if start else {})}
     timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     with ExitStack() as stack:
-        request = get_session().stream(
-            "GET", source.url, headers=headers, timeout=timeout, follow_redirects=True
-        )
-        response: Any = stack.enter_context(request)
+        client: Any = get_session()  # follows redirects, and shows the token to the hub alone
+        response = stack.enter_context(client.stream("GET", source.url, headers=headers, timeout=timeout))
         hf_raise_for_status(response)
         sink = stack.enter_context(open(source.partial, "ab"))
         continued = response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
@@ -314,9 +313,8 @@ def _transfer(source: _Source, progress: Progress | None, cancel: Cancel | None)
             sink.truncate(0)
             start = 0
         done = start
-        for (
-            chunk
-        ) in response.iter_bytes():  # as they arrive: whole ones of a given size lose the rest of a cut
+        # As they arrive: chunks of a given size would lose what came before a cut.
+        for chunk in response.iter_bytes():
             _stop_if(cancel)
             sink.write(chunk[: total - done])  # a server that sends too much doesn't fill the disk
             done = min(total, done + len(chunk))
@@ -341,9 +339,8 @@ def _mismatch(path: Path, size: int, sha256: str | None, cancel: Cancel | None) 
         while block := file.read(_HASH_BYTES):
             _stop_if(cancel)
             digest.update(block)
-    return (
-        None if digest.hexdigest() == sha256 else f"its SHA-256 is {digest.hexdigest()}, expected is {sha256}"
-    )
+    got = digest.hexdigest()
+    return None if got == sha256 else f"its SHA-256 is {got}, expected is {sha256}"
 
 
 def _is_right(blob: Path, source: _Source, cancel: Cancel | None) -> bool:
@@ -460,9 +457,7 @@ def _status_message(error: Any, file: HubFile, endpoint: str) -> str:
 def _disk_message(error: OSError, cache: Path) -> str:
     another = "let HF_HUB_CACHE name another folder"
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):  # Windows has no quota error
-        return (
-            f"The disk of {cache} is full. What has arrived is kept: make room and run again, or {another}."
-        )
+        return f"The disk of {cache} is full. What has arrived is kept: make room and rerun, or {another}."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"The cache cannot be written: {_in_one_line(error)}. Change its permissions, or {another}."
     return f"The cache {cache} cannot be used: {_in_one_line(error)}. Repair or remove it, or {another}."

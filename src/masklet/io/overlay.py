@@ -95,11 +95,11 @@ def palette_colour(index: int) -> Colour:
 
 
 def _draw_mask(canvas: Image.Image, mask: np.ndarray, colour: Colour, line: float, alpha: float) -> None:
-    """Fill and outline, both from one blurred copy of the mask.
+    """Fill the mask as it is, and draw a smooth outline over its stairs.
 
     Across an edge, a mask blurred with width sigma rises as the normal distribution does, so its inverse
-    turns each grey value into a distance from the edge. A table from grey values to opacity then draws
-    smooth lines of any width, without the mask's stairs.
+    turns each grey value into a distance from the edge. Tables from grey values to opacity then draw lines of
+    any width. Specks too small for an outline keep their fill.
     """
     from PIL import Image, ImageFilter
 
@@ -111,18 +111,15 @@ def _draw_mask(canvas: Image.Image, mask: np.ndarray, colour: Colour, line: floa
     margin = math.ceil(3 * sigma)
     top, left = max(0, rows[0] - margin), max(0, columns[0] - margin)
     crop = mask[top : rows[-1] + margin + 1, left : columns[-1] + margin + 1]
-    blurred = Image.fromarray(crop.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(sigma))
-
-    normal = NormalDist(0, sigma)
-    inside = np.array(
-        [normal.inv_cdf((grey + 0.5) / 256) for grey in range(256)]
-    )  # pixels; negative: outside
     at = (int(left), int(top))
-    for paint, opacity in (
-        (colour, alpha * np.clip(inside + 0.5, 0, 1)),
-        (_WHITE, np.clip(halo / 2 + 0.5 - np.abs(inside + outline / 2 + halo / 2), 0, 1)),
-        (colour, np.clip(outline / 2 + 0.5 - np.abs(inside), 0, 1)),
-    ):
+    canvas.paste(colour, at, Image.fromarray(crop.astype(np.uint8) * round(255 * alpha)))
+
+    blurred = Image.fromarray(crop.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(sigma))
+    normal = NormalDist(0, sigma)
+    inside = np.array([normal.inv_cdf((grey + 0.5) / 256) for grey in range(256)])  # pixels, < 0 outside
+    white = np.clip(halo / 2 + 0.5 - np.abs(inside + outline / 2 + halo / 2), 0, 1)
+    coloured = np.clip(outline / 2 + 0.5 - np.abs(inside), 0, 1)
+    for paint, opacity in ((_WHITE, white), (colour, coloured)):
         canvas.paste(paint, at, blurred.point((255 * opacity).round().astype(int).tolist()))
 
 

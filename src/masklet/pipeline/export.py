@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from masklet.pipeline import preprocess, prompts
 from masklet.pipeline.image import LOGIT_LIMIT
 from masklet.pipeline.model import Model
 from masklet.runtime.cache import load_stage
-from masklet.runtime.export import Port, standalone
+from masklet.runtime.export import Port, ports, standalone
 from masklet.runtime.prune import prune
 
 FORMAT = "masklet-export-1"
@@ -81,7 +81,7 @@ def export(
             on_stage(name)
             described.append(_write_stage(model, name, temporary))
         text = json.dumps(_manifest(model, described), indent=2) + "\n"
-        _write(temporary / MANIFEST, text.encode())
+        _write(temporary / MANIFEST, [text.encode()])
         for path in old:  # the manifest first: where there is one, it is true
             path.unlink()
     return Path(folder) / MANIFEST
@@ -134,24 +134,29 @@ def _write_stage(model: Model, name: str, folder: Path) -> dict[str, Any]:
     stage = prune(load_stage(model.config, name, model.image_size, "portable"), OUTPUTS[name])
     config = model.config.to_json()
     properties = {"masklet.version": __version__, "masklet.stage": name, sam2.CONFIG_KEY: config}
-    made = standalone(stage, model.tensor, properties)
     path = folder / f"{name}{SUFFIX}"
-    _write(path, made.onnx)
+    sha256 = _write(path, standalone(stage, model.tensor, properties))
+    inputs, outputs = ports(stage)
     return {
         "name": name,
         "file": path.name,
-        "bytes": len(made.onnx),
-        "sha256": hashlib.sha256(made.onnx).hexdigest(),
-        "inputs": [_described(port) for port in made.inputs],
-        "outputs": [_described(port) for port in made.outputs],
+        "bytes": path.stat().st_size,
+        "sha256": sha256,
+        "inputs": [_described(port) for port in inputs],
+        "outputs": [_described(port) for port in outputs],
     }
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, pieces: Iterable[bytes | memoryview]) -> str:
+    """Write a file through to the disk; returns its SHA-256."""
+    digest = hashlib.sha256()
     with open(path, "xb") as file:
-        file.write(content)
+        for piece in pieces:
+            file.write(piece)
+            digest.update(piece)
         file.flush()
         os.fsync(file.fileno())
+    return digest.hexdigest()
 
 
 def _described(port: Port) -> dict[str, Any]:
