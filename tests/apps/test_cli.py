@@ -21,9 +21,13 @@ Command = Callable[..., Any]
 COMMANDS = ("segment", "models", "pull", "info", "cache", "bench", "export", "dump", "compare")
 
 
-def process(*arguments: object, **options: Any) -> subprocess.Popen[str]:
+def process(*arguments: object, stdout: Any = subprocess.PIPE, **options: Any) -> subprocess.Popen[str]:
+    """The command in a process of its own, its streams buffered as usual."""
     command = [sys.executable, "-m", "masklet", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.Popen(
+        command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=environment, **options
+    )
 
 
 # ------------------------------------------------------------------------------------------- help and version
@@ -112,6 +116,13 @@ def test_debug_by_variable(
     assert ("Traceback" in masklet("models").stderr) is shown
 
 
+def test_too_little_memory_is_no_bug(masklet: Command, failing: Any) -> None:
+    failing(MemoryError())
+    result = masklet("models")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: not enough memory")
+
+
 def test_debug_after_two_dashes_is_a_name(masklet: Command) -> None:
     result = masklet("info", "--", "--debug")
     assert result.exit_code == 1
@@ -166,13 +177,14 @@ def test_a_reader_that_goes_away_is_no_error_message() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_results_that_cannot_be_written_are_an_error() -> None:
+@pytest.mark.parametrize("argument", ["models", "--version"])
+def test_results_that_cannot_be_written_are_an_error(argument: str) -> None:
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "masklet", "models"]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: cannot write the result to standard output: ")
-    assert len(done.stderr.splitlines()) == 1
+        run = process(argument, stdout=full)
+        _, stderr = run.communicate(timeout=60)
+    assert run.returncode == 1
+    assert stderr.startswith("error: cannot write the result to standard output: ")
+    assert len(stderr.splitlines()) == 1
 
 
 def test_progress_is_not_in_the_results(workplace: Path, tiny_checkpoint: Path) -> None:

@@ -111,11 +111,23 @@ def test_other_peoples_files_are_never_replaced(model, tmp_path, foreign):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_file_beside_an_export_protects_the_folder(model, tmp_path):
+@pytest.mark.parametrize("name", ["notes.txt", "my_own.onnx", "encode_mask.onnx"])
+def test_a_file_beside_an_export_protects_the_folder(model, tmp_path, name):
     export(model, tmp_path, stages=["encode_points"])
-    (tmp_path / "notes.txt").write_text("precious")
-    with pytest.raises(OutputError, match=r"notes\.txt"):
+    (tmp_path / name).write_text("precious")
+    with pytest.raises(OutputError, match=re.escape(name)):
         export(model, tmp_path, stages=["encode_points"], overwrite=True)
+    assert (tmp_path / name).read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[1]", '{"format": 1}', '{"format": "masklet-export-1", "stages": 3}', "[" * 9999]
+)
+def test_a_manifest_that_is_none_of_ours_protects_the_folder(model, tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(OutputError, match=r"it holds manifest\.json"):
+        export(model, tmp_path, stages=["encode_points"], overwrite=True)
+    assert (tmp_path / "manifest.json").read_text() == text
 
 
 def test_a_file_in_the_place_of_the_folder(model, tmp_path):

@@ -31,8 +31,7 @@ class Commands(TyperGroup):
         """`--debug` may stand anywhere: it is mostly added to the end of a command that failed."""
         own = args[: args.index("--")] if "--" in args else args
         if "--debug" in own:
-            rest = [arg for arg in own if arg != "--debug"] + args[len(own) :]
-            args = ["--debug", *rest] if rest else ["--debug"]
+            args = ["--debug", *(arg for arg in own if arg != "--debug"), *args[len(own) :]]
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
@@ -46,6 +45,11 @@ class Commands(TyperGroup):
             if _wants_debug(ctx.params):
                 _print_traceback(error)
             terminal.error(str(error))
+            raise typer.Exit(1) from None
+        except MemoryError as error:
+            if _wants_debug(ctx.params):
+                _print_traceback(error)
+            terminal.error("not enough memory; try a smaller picture, model or --image-size.")
             raise typer.Exit(1) from None
 
 
@@ -96,8 +100,8 @@ def main() -> NoReturn:
         get_command(app)(prog_name="masklet")
     except KeyboardInterrupt:  # before or after the command itself
         sys.exit(130)
-    except BrokenPipeError:  # the reader of stdout went away, as `head` does
-        terminal.drop_stdout()
+    except MaskletError as error:  # --version that cannot be written
+        terminal.error(str(error))
         sys.exit(1)
     except Exception as error:  # noqa: BLE001 - the last line of defence: anything else is a bug of ours
         _print_traceback(error)

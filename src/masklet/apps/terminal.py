@@ -25,12 +25,15 @@ _UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def write(text: str) -> None:
-    """Write to stdout, now. A reader that went away is a `BrokenPipeError`, a full disk an `OutputError`."""
+    """Write to stdout, now. A full disk is an `OutputError`.
+
+    A reader that went away, as `head` does, is a `BrokenPipeError`: typer makes it a silent exit code 1.
+    """
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        drop_stdout()
+        _drop_stdout()
         if isinstance(error, BrokenPipeError):
             raise
         raise OutputError(f"cannot write the result to standard output: {error.strerror or error}") from error
@@ -80,7 +83,7 @@ def _emphasised(text: str) -> str:
     return captured.get()
 
 
-def drop_stdout() -> None:
+def _drop_stdout() -> None:
     """Send what is still buffered for stdout nowhere, so that it doesn't fail again when Python exits."""
     with contextlib.suppress(OSError, ValueError):  # a stdout that is not a file, as in tests
         nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -160,6 +160,10 @@ class Tensors:
             )
         return _read(self._checkpoint, self._sources[key])
 
+    def release_pages(self) -> None:
+        """See `Checkpoint.release_pages`."""
+        self._checkpoint.release_pages()
+
 
 def canonical(checkpoint: Checkpoint) -> Tensors:
     """A checkpoint's tensors under Meta's SAM 2 keys, whichever known layout it has.

@@ -88,8 +88,8 @@ def recognise(shapes: Mapping[str, tuple[int, ...]]) -> Sam2Config:
     Raises UnknownFormatError when the trunk is none of the published ones.
     """
     prefix = "image_encoder.trunk.blocks."
-    blocks = {int(name[len(prefix) :].split(".")[0]) for name in shapes if name.startswith(prefix)}
-    changes = [index for index in sorted(blocks) if f"{prefix}{index}.proj.weight" in shapes]
+    blocks = {name[len(prefix) :].split(".")[0] for name in shapes if name.startswith(prefix)}
+    changes = [index for index in range(len(blocks)) if f"{prefix}{index}.proj.weight" in shapes]
     bounds = [0, *changes, len(blocks)]
     stages = tuple(after - before for before, after in pairwise(bounds))
     width = shapes["image_encoder.trunk.patch_embed.proj.weight"][0]

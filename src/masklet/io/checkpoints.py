@@ -57,6 +57,10 @@ class _Mapping:
             raise InputError("this checkpoint is closed; keep it open while its tensors are read")
         return self._bytes
 
+    def release_pages(self) -> None:
+        if hasattr(mmap, "MADV_DONTNEED") and self._bytes is not None:  # not on Windows
+            self._file.madvise(mmap.MADV_DONTNEED)
+
     def close(self) -> None:
         self._bytes = None
         with suppress(BufferError):  # arrays still share it: it goes with the last of them
@@ -157,6 +161,10 @@ class Checkpoint:
                 f"{self.path}: {names} do not match their checksums; download or copy the file again"
             )
         return bool(self._checksums)
+
+    def release_pages(self) -> None:
+        """Tell the system that what was read need not stay in memory; reading again brings it back."""
+        self._mapping.release_pages()
 
     def close(self) -> None:
         """Let go of the file; arrays that were handed out stay valid."""

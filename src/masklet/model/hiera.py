@@ -18,6 +18,12 @@ from masklet.model.layers import MLP, LayerNorm, Linear, ModuleList, Ops, Parame
 from masklet.model.tokens import TokenOrder
 
 
+# The first two stages have most of the tokens and never leave their windows: they are computed a piece of the
+# picture at a time, which bounds their memory and keeps it in cache.
+LOCAL_STAGES = (0, 1)
+PIECES = 4
+
+
 class MultiScaleAttention(nn.Module):
     """Attention inside windows, queries pooled 2x2 where the stage changes; `window` 0 attends globally.
 
@@ -75,13 +81,17 @@ class MultiScaleBlock(nn.Module):
 
     def __init__(self, dim: int, dim_out: int, heads: int, window: int) -> None:
         super().__init__()
-        self._pool, self._dim_out = dim != dim_out, dim_out
+        self.window, self._pool, self._dim_out = window, dim != dim_out, dim_out
         self.norm1 = LayerNorm(dim)
         self.attn = MultiScaleAttention(dim, dim_out, heads, window, self._pool)
         self.norm2 = LayerNorm(dim_out)
         self.mlp = MLP((dim_out, 4 * dim_out, dim_out), "gelu")
         if self._pool:
             self.proj = Linear(dim, dim_out)
+
+    def is_run(self, order: TokenOrder) -> bool:
+        """True when each of the block's windows is a run of consecutive tokens of `order`."""
+        return self.window > 0 and order.grouped and tokens.contiguous(order, self.window)
 
     def forward(  # type: ignore[override]
         self, op: Ops, x: ir.Value, order: TokenOrder, order_out: TokenOrder
@@ -132,18 +142,20 @@ class Hiera(nn.Module):
         self.pos_embed = Parameter([1, dim, *config.window_pos_embed_bkg_spatial_size])
         self.pos_embed_window = Parameter([1, dim, config.window_spec[0], config.window_spec[0]])
 
-        blocks: list[nn.Module] = []
-        self._stage_of: list[int] = []
+        self._stages: list[list[MultiScaleBlock]] = []
+        index = 0
         for stage, depth in enumerate(config.stages):
+            made = []
             for position in range(depth):
                 changes = stage > 0 and position == 0
                 window = config.window_spec[stage - 1 if changes else stage]
-                window = 0 if len(blocks) in config.global_att_blocks else window
+                window = 0 if index in config.global_att_blocks else window
                 heads *= 2 if changes else 1
-                blocks.append(MultiScaleBlock(dim, 2 * dim if changes else dim, heads, window))
+                made.append(MultiScaleBlock(dim, 2 * dim if changes else dim, heads, window))
                 dim *= 2 if changes else 1
-                self._stage_of.append(stage)
-        self.blocks = ModuleList(blocks)
+                index += 1
+            self._stages.append(made)
+        self.blocks = ModuleList([block for stage in self._stages for block in stage])
 
     def forward(  # type: ignore[override]
         self, op: Ops, image: ir.Value, orders: tuple[TokenOrder, ...], block: int
@@ -151,15 +163,30 @@ class Hiera(nn.Module):
         """`orders`: one per stage; `block`: the block size of the first stage's nested order, or 0."""
         x = self.patch_embed(op, image, orders[0])
         grid = list(orders[0].grid_hw)
-        x = op.Add(
-            x, op.weight("hiera_position", self.pos_embed, self.pos_embed_window, grid=grid, block=block)
-        )
+        table = op.weight("hiera_position", self.pos_embed, self.pos_embed_window, grid=grid, block=block)
+        x = op.Add(x, table)
 
-        outputs, stage = [], 0
-        for index, layer in enumerate(self.blocks):
-            if self._stage_of[index] != stage:
-                outputs.append(x)
-            order, stage = orders[stage], self._stage_of[index]
-            x = layer(op, x, order, orders[stage])
-            op.tap(f"blocks.{index}", x, (1, *orders[stage].grid_hw, -1))
-        return [*outputs, x]
+        outputs, index = [], 0
+        for stage, blocks in enumerate(self._stages):
+            before = orders[max(stage - 1, 0)]
+            count = PIECES if stage in LOCAL_STAGES and self._is_local(blocks, before, orders[stage]) else 1
+            pieces = op.Split(x, axis=1, num_outputs=count, _outputs=count) if count > 1 else [x]
+            results = []
+            for piece in pieces:
+                order = before
+                for offset, layer in enumerate(blocks):
+                    piece, order = layer(op, piece, order, orders[stage]), orders[stage]
+                    op.tap(f"blocks.{index + offset}", piece, (1, *order.grid_hw, -1))
+                results.append(piece)
+            x = op.Concat(*results, axis=1) if count > 1 else results[0]
+            outputs.append(x)
+            index += len(blocks)
+        return outputs
+
+    def _is_local(self, blocks: list[MultiScaleBlock], before: TokenOrder, order: TokenOrder) -> bool:
+        """True when all blocks of a stage stay inside windows that are runs of tokens, `PIECES` times as many."""
+        orders = [before, *[order] * (len(blocks) - 1)]
+        return all(
+            block.is_run(each) and len(each.slots) % (PIECES * block.window**2) == 0
+            for block, each in zip(blocks, orders, strict=True)
+        )

@@ -103,7 +103,10 @@ def _earlier_files(folder: Path, overwrite: bool) -> list[Path]:
         if folder.exists():
             raise OutputError(f"cannot export to {str(folder)!r}: it is a file; give a folder.")
         return []
-    found = sorted(folder.iterdir(), key=lambda path: (path.name != MANIFEST, path.name))
+    try:
+        found = sorted(folder.iterdir(), key=lambda path: (path.name != MANIFEST, path.name))
+    except OSError as error:
+        raise OutputError(f"cannot export to {str(folder)!r}: {error.strerror or error}.") from error
     if not found:
         return []
     if not overwrite:
@@ -111,22 +114,25 @@ def _earlier_files(folder: Path, overwrite: bool) -> list[Path]:
             f"cannot export to {str(folder)!r}: it is not empty. Give another folder, or --overwrite "
             "(overwrite=True) to replace an earlier export."
         )
-    manifest, *others = found
-    foreign = [path.name for path in others if path.suffix != SUFFIX or not path.is_file()]
-    if manifest.name != MANIFEST or FORMAT not in _text(manifest) or foreign:
-        holds = ", ".join(foreign[:3]) or f"no {MANIFEST} of ours"
+    ours = _listed_files(folder / MANIFEST)
+    foreign = [path.name for path in found if path.name not in ours or not path.is_file()]
+    if foreign:
         raise OutputError(
-            f"cannot replace {str(folder)!r}: it is not just an earlier export, it holds {holds}. "
-            "Nothing was deleted; give another folder."
+            f"cannot replace {str(folder)!r}: it is not just an earlier export, it holds "
+            f"{', '.join(foreign[:3])}. Nothing was deleted; give another folder."
         )
     return found
 
 
-def _text(path: Path) -> str:
+def _listed_files(path: Path) -> set[str]:
+    """What an export consists of, by its manifest; empty if that is none of ours."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
-        return ""
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            return set()
+        return {MANIFEST, *(stage["file"] for stage in manifest["stages"])}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return set()
 
 
 def _write_stage(model: Model, name: str, folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from masklet.errors import InputError
 from masklet.io.image import read_image
 from masklet.pipeline.model import Model
-from masklet.pipeline.postprocess import clean_low_res, resize_logits
+from masklet.pipeline.postprocess import clean_low_res, resize_and_threshold, resize_logits
 from masklet.pipeline.preprocess import image_input
 from masklet.pipeline.prompts import choose_masks, make_prompts
 from masklet.types import ImageFeatures
@@ -176,9 +176,10 @@ class ImagePredictor:
             max_sprinkle_area=self.max_sprinkle_area,
             mask_threshold=self.mask_threshold,
         )
-        masks = resize_logits(cleaned, features.size_hw)
-        if not return_logits:
-            masks = masks > self.mask_threshold
+        if return_logits:
+            masks = resize_logits(cleaned, features.size_hw)
+        else:
+            masks = resize_and_threshold(cleaned, features.size_hw, self.mask_threshold)
         low_res = np.clip(low_res, -LOGIT_LIMIT, LOGIT_LIMIT)
         if len(masks) == 1:
             return masks[0], scores[0], low_res[0]

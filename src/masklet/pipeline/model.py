@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading as _threading
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ import numpy as np
 from masklet import registry
 from masklet.errors import InputError, ModelNotFoundError, UnknownFormatError
 from masklet.families import sam2
-from masklet.families.keymaps import canonical
+from masklet.families.keymaps import Tensors, canonical
 from masklet.families.sam2 import Sam2Config
 from masklet.io.checkpoints import open_checkpoint
 from masklet.model.tokens import TokenOrder, stage_orders
@@ -44,8 +43,7 @@ class Model:
     def __init__(
         self,
         config: Sam2Config,
-        tensors: Mapping[str, tuple[int, ...]],
-        array: Callable[[str], np.ndarray],
+        tensors: Tensors,
         *,
         source: str,
         device: str = "cpu",
@@ -53,7 +51,7 @@ class Model:
         precision: str = "f32",
         image_size: int | None = None,
     ) -> None:
-        """`tensors` are names and shapes in canonical keys, `array` gives their values. See `load`."""
+        """`tensors` are the weights under canonical keys. For the settings see `load`."""
         if precision not in PRECISIONS:
             raise InputError(f"precision is {precision!r}; allowed is {', '.join(PRECISIONS)}.")
         self.config = config
@@ -62,13 +60,13 @@ class Model:
         self.device = find_device(device)
         self.threads = threads
         self.precision = precision
-        self._array = array
+        self._tensors = tensors
         dialect = "fused" if self.device.name in FUSED_DEVICES else "portable"
         self._stages = {
             name: load_stage(config, name, self.image_size, dialect) for name in sam2.IMAGE_STAGES
         }
         expected = {key: shape for stage in self._stages.values() for key, shape in stage.tensors.items()}
-        sam2.check_tensors(expected, tensors, source)
+        sam2.check_tensors(expected, tensors.shapes, source)
         self._sessions: dict[str, Session] = {}
         self._lock = _threading.Lock()
 
@@ -83,7 +81,7 @@ class Model:
 
     def tensor(self, key: str) -> np.ndarray:
         """A tensor of the checkpoint by its canonical key."""
-        return self._array(key)
+        return self._tensors.array(key)
 
     def stage(self, name: str) -> Stage:
         """A compiled stage by name."""
@@ -93,7 +91,9 @@ class Model:
         """The running session of a stage, made on first use."""
         with self._lock:
             if name not in self._sessions:
-                self._sessions[name] = Session(self._stages[name], self._array, self.device, self.threads)
+                stage = self._stages[name]
+                self._sessions[name] = Session(stage, self._tensors.array, self.device, self.threads)
+                self._tensors.release_pages()  # the engine has packed them for itself
             return self._sessions[name]
 
     def encode_image(self, image: np.ndarray, size_hw: tuple[int, int]) -> ImageFeatures:
@@ -141,8 +141,7 @@ def load(
         )
     return Model(
         config,
-        tensors.shapes,
-        tensors.array,
+        tensors,
         source=str(path),
         device=device,
         threads=threads,

@@ -39,9 +39,10 @@ class Session:
         self.stage = stage
         self._process = os.getpid()
         options = session_options(threads)
-        bound = [(weight.name, resolve(weight, tensor)) for weight in stage.weights]
-        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for _, array in bound]
-        options.add_external_initializers([name for name, _ in bound], values)
+        # ONNX Runtime reads weights where they lie and doesn't keep the arrays alive: this list does.
+        self._weights = [resolve(weight, tensor) for weight in stage.weights]
+        values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in self._weights]
+        options.add_external_initializers([weight.name for weight in stage.weights], values)
         try:
             self._session = onnxruntime.InferenceSession(stage.onnx, options, **provider_arguments(device))
         except Exception as error:  # ONNX Runtime raises its own unexported types
