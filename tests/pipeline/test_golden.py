@@ -86,8 +86,7 @@ def test_there_are_both_versions():
 
 
 def test_every_step_of_the_encoder(golden):
-    # neck.3 is the coarsest level, which the reference computes and throws away (scalp = 1).
-    check(dump(golden.model, golden.image), golden.under("encoder"), skip=("neck.3",))
+    check(dump(golden.model, golden.image), golden.under("encoder"))
 
 
 def test_every_step_behind_the_prompts(golden):

@@ -43,8 +43,8 @@ _HEAD_BYTES = 512
 class _Mapping:
     """A read-only memory map that can be let go while arrays still point into it.
 
-    Arrays are made over `bytes`, never over the map: an array made over a map or a memoryview does not lock it,
-    and it could be unmapped under the array. `np.frombuffer` does.
+    Arrays are made over `bytes`, never over the map: an array over a map or a memoryview does not lock it, and
+    it could be unmapped under the array. `np.frombuffer` does lock it.
     """
 
     def __init__(self, file: mmap.mmap) -> None:
@@ -323,9 +323,8 @@ def _describe(head: bytes) -> str:
             return description
     if head[257:262] == b"ustar":
         return "a tar archive; unpack it first"
-    if (
-        head[:1] == b"\x08" and head[1:2] <= b"\x20" and head[2:3] in (b"\x12", b"\x3a", b"\x42")
-    ):  # ir_version, then a string
+    # In protocol buffers' encoding: ir_version, a small number, and then a text or message field.
+    if head[:1] == b"\x08" and head[1:2] <= b"\x20" and head[2:3] in (b"\x12", b"\x3a", b"\x42"):
         return "an ONNX graph, which has no checkpoint's names; give the checkpoint that it was exported from"
     if not any(head):
         return "it begins with zeros, as a download that was cut off; download it again"

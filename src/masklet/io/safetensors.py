@@ -123,9 +123,8 @@ def _tensor(name: str, entry: Any, start: int) -> TensorInfo:
             pass
         case _:
             raise CorruptFileError(f"tensor {quoted(name)} lacks a dtype, a shape or two data_offsets")
-    if not all(
-        type(number) is int and number >= 0 for number in (*shape, begin, end)
-    ):  # JSON's true is an int to Python
+    # JSON's true is an int to `isinstance`, hence `type`.
+    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
         raise CorruptFileError(
             f"tensor {quoted(name)} has a shape or offsets that are not whole numbers of at least 0"
         )
