@@ -1,8 +1,10 @@
-"""Images: masklet and its rivals, interleaved, on the same picture and threads; speed, accuracy and memory in one table.
+"""Images: masklet and its rivals, interleaved, on the same picture and threads; speed, accuracy and memory in
+one table.
 
-In: options. Out: a Markdown table on stdout, and with --write `benchmarks/image.md`. Each program runs in a process of its own
-that waits for its turn, so that peak memory is its own and no thread pool disturbs another's; the turns rotate. Weights
-are lively and seeded (`masklet.testing`): time doesn't depend on their values. Needs `scripts/bench`'s environment.
+In: options. Out: a Markdown table on stdout, and with --write `benchmarks/image.md`. Each program runs in a
+process of its own that waits for its turn, so that peak memory is its own and no thread pool disturbs
+another's; the turns rotate. Weights are lively and seeded (`masklet.testing`): time doesn't depend on their
+values. Needs `scripts/bench`'s environment.
 
     scripts/bench [--variants tiny base_plus] [--repeats N] [--threads N] [--write]
 """
@@ -64,7 +66,7 @@ class Masklet:
         return rivals.Click(*self._predictor.predict([point_xy], [1]))
 
 
-# -------------------------------------------------------------------------------------------------- one program's process
+# -------------------------------------------------------------------------------------- one program's process
 
 
 def work(name: str, subject: rivals.Subject, answer: Path) -> None:
@@ -118,11 +120,13 @@ class Worker:
         return statistics.median(self.seconds[step])
 
 
-# ---------------------------------------------------------------------------------------------------------- the comparison
+# --------------------------------------------------------------------------------------------- the comparison
 
 
 def compare(variant: str, options: argparse.Namespace, folder: Path) -> list[Worker]:
-    """All programs on one variant, their turns interleaved; the first is masklet, the second the reference."""
+    """All programs on one variant, their turns interleaved; the first is masklet, the second the
+    reference.
+    """
     checkpoint = folder / f"{variant}.pt"
     if not checkpoint.exists():
         code = (
@@ -133,7 +137,16 @@ def compare(variant: str, options: argparse.Namespace, folder: Path) -> list[Wor
 
     workers = []
     for name in options.programs:
-        command = [sys.executable, __file__, "--work", name, "--checkpoint", str(checkpoint), "--folder", str(folder)]
+        command = [
+            sys.executable,
+            __file__,
+            "--work",
+            name,
+            "--checkpoint",
+            str(checkpoint),
+            "--folder",
+            str(folder),
+        ]
         command += ["--variants", variant, "--threads", str(options.threads)]
         environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
         process = subprocess.Popen(
@@ -162,8 +175,8 @@ def table(workers: list[Worker], baseline: str) -> str:
     base = next(worker for worker in workers if worker.name == baseline)
     truth = np.load(base.answer)
     rows = [
-        "| program | encoding | x faster | spread | click | x faster | spread | peak memory | of the reference's "
-        "| logits cosine | mask IoU |",
+        "| program | encoding | x faster | spread | click | x faster | spread | peak memory "
+        "| of the reference's | logits cosine | mask IoU |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for worker in workers:
@@ -178,7 +191,12 @@ def table(workers: list[Worker], baseline: str) -> str:
                 f"{base.median(step) / worker.median(step):.2f}",
                 f"{spread(worker.seconds[step]):.0%}",
             ]
-        cells += [f"{worker.peak / 2**20:.0f} MiB", f"{worker.peak / base.peak:.2f}", f"{cosine:.7f}", f"{iou:.4f}"]
+        cells += [
+            f"{worker.peak / 2**20:.0f} MiB",
+            f"{worker.peak / base.peak:.2f}",
+            f"{cosine:.7f}",
+            f"{iou:.4f}",
+        ]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
@@ -189,7 +207,7 @@ def spread(seconds: list[float]) -> float:
     return (high - low) / statistics.median(seconds)
 
 
-# ------------------------------------------------------------------------------------------------------ where the time goes
+# ---------------------------------------------------------------------------------------- where the time goes
 
 
 def gemm_rate(threads: int, repeats: int = 9) -> float:
@@ -209,7 +227,9 @@ def gemm_rate(threads: int, repeats: int = 9) -> float:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     x = np.ones((rows, inner), np.float32)
     times = []
     for _ in range(repeats + 1):
@@ -249,7 +269,11 @@ def profile(variant: str, threads: int) -> tuple[float, str]:
             spent[kind] = spent.get(kind, 0) + event["dur"] / 3
             flop += _flop(kind, [next(iter(shape.values())) for shape in shapes], event) / 3
     whole = sum(spent.values())
-    rows = [f"| {kind} | {dur / whole:.1%} |" for kind, dur in sorted(spent.items(), key=lambda i: -i[1]) if dur / whole > 0.005]
+    rows = [
+        f"| {kind} | {dur / whole:.1%} |"
+        for kind, dur in sorted(spent.items(), key=lambda i: -i[1])
+        if dur / whole > 0.005
+    ]
     return flop, "\n".join(["| operator | share of kernel time |", "|---|---|", *rows])
 
 
@@ -268,14 +292,20 @@ def _flop(kind: str, shapes: list[list[int]], event: dict) -> float:
 
 
 def starts(checkpoint: Path, threads: int, folder: Path, repeats: int = 5) -> tuple[float, float]:
-    """Seconds of `import masklet` beyond Python's own start, and of `masklet segment` from start to finish."""
+    """Seconds of `import masklet` beyond Python's own start, and of `masklet segment` from start to
+    finish.
+    """
     from PIL import Image
 
     picture = folder / "picture.png"
     Image.fromarray(testing.synthetic_scene(*PICTURE).image).save(picture)
     segment = [sys.executable, "-m", "masklet", "segment", str(picture), "--model", str(checkpoint)]
     segment += ["--point", "320,180", "--threads", str(threads), "-o", str(folder / "mask.png")]
-    commands = {"bare": [sys.executable, "-c", "pass"], "import": [sys.executable, "-c", "import masklet"], "segment": segment}
+    commands = {
+        "bare": [sys.executable, "-c", "pass"],
+        "import": [sys.executable, "-c", "import masklet"],
+        "segment": segment,
+    }
     environment = os.environ | {"PYTHONPATH": str(HERE.parent / "src")}
     times: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(repeats):
@@ -292,11 +322,11 @@ def report(options: argparse.Namespace, folder: Path) -> str:
     rate = gemm_rate(options.threads)
     parts = [
         "# Images",
-        f"Measured by `scripts/bench` on {platform.machine()}, {cpu_name()}, {options.threads} threads, a picture of 1280 x 720, "
-        f"f32, {options.repeats} interleaved rounds. The machine is shared: read the ratios. Speed and memory are relative to "
-        f"`{options.programs[1]}`; cosine and IoU compare one click's three masks with its answer. Spread is the interquartile "
-        f"range over the median. ONNX Runtime's matrix product of {' x '.join(map(str, GEMM))} reaches "
-        f"{rate / 1e9:.0f} GFLOP/s here.",
+        f"Measured by `scripts/bench` on {platform.machine()}, {cpu_name()}, {options.threads} threads, a "
+        f"picture of 1280 x 720, f32, {options.repeats} interleaved rounds. The machine is shared: read the "
+        f"ratios. Speed and memory are relative to `{options.programs[1]}`; cosine and IoU compare one "
+        "click's three masks with its answer. Spread is the interquartile range over the median. ONNX "
+        f"Runtime's matrix product of {' x '.join(map(str, GEMM))} reaches {rate / 1e9:.0f} GFLOP/s here.",
     ]
     versions: dict[str, str] = {}
     for variant in options.variants:
@@ -308,15 +338,16 @@ def report(options: argparse.Namespace, folder: Path) -> str:
         parts += [
             f"## {variant}",
             table(workers, options.programs[1]),
-            f"The encoder's products are {flop / 1e9:.0f} GFLOP, {flop / rate:.2f} s at the measured peak: masklet's encoding, "
-            f"preprocessing included, runs at {flop / rate / encoding:.0%} of it. Where its kernels spend their time:",
+            f"The encoder's products are {flop / 1e9:.0f} GFLOP, {flop / rate:.2f} s at the measured peak: "
+            f"masklet's encoding, preprocessing included, runs at {flop / rate / encoding:.0%} of it. Where "
+            "its kernels spend their time:",
             shares,
         ]
     importing, segment = starts(folder / f"{options.variants[0]}.pt", options.threads, folder)
     parts += [
         "## Starting",
-        f"`import masklet` takes {importing * 1000:.0f} ms. `masklet segment` with {options.variants[0]}, caches warm, takes "
-        f"{segment:.2f} s from the command's start to the written mask.",
+        f"`import masklet` takes {importing * 1000:.0f} ms. `masklet segment` with {options.variants[0]}, "
+        f"caches warm, takes {segment:.2f} s from the command's start to the written mask.",
         "Versions: " + ", ".join(f"{name} {number}" for name, number in sorted(versions.items())) + ".",
     ]
     return "\n\n".join(parts) + "\n"
@@ -338,7 +369,9 @@ def main() -> None:
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--folder", type=Path, default=HERE.parent / ".bench-cache", help="keeps weights and exports")
+    parser.add_argument(
+        "--folder", type=Path, default=HERE.parent / ".bench-cache", help="keeps weights and exports"
+    )
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--work", choices=PROGRAMS, help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", type=Path, help=argparse.SUPPRESS)

@@ -43,8 +43,8 @@ _HEAD_BYTES = 512
 class _Mapping:
     """A read-only memory map that can be let go while arrays still point into it.
 
-    Arrays are made over `bytes`, never over the map: an array over a map or a memoryview does not lock it, and
-    it could be unmapped under the array. `np.frombuffer` does lock it.
+    Arrays are made over `bytes`, never over the map: an array over a map or a memoryview does not lock it,
+    and it could be unmapped under the array. `np.frombuffer` does lock it.
     """
 
     def __init__(self, file: mmap.mmap) -> None:

@@ -17,7 +17,6 @@ from masklet.model.config import HieraConfig
 from masklet.model.layers import MLP, LayerNorm, Linear, ModuleList, Ops, Parameter, Weights
 from masklet.model.tokens import TokenOrder
 
-
 # The first two stages have most of the tokens and never leave their windows: they are computed a piece of the
 # picture at a time, which bounds their memory and keeps it in cache.
 LOCAL_STAGES = (0, 1)
@@ -184,7 +183,9 @@ class Hiera(nn.Module):
         return outputs
 
     def _is_local(self, blocks: list[MultiScaleBlock], before: TokenOrder, order: TokenOrder) -> bool:
-        """True when all blocks of a stage stay inside windows that are runs of tokens, `PIECES` times as many."""
+        """True when all blocks of a stage stay inside windows that are runs of tokens, `PIECES` times as
+        many.
+        """
         orders = [before, *[order] * (len(blocks) - 1)]
         return all(
             block.is_run(each) and len(each.slots) % (PIECES * block.window**2) == 0

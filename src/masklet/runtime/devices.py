@@ -76,7 +76,8 @@ def session_options(threads: int | None) -> onnxruntime.SessionOptions:
         raise InputError(f"threads is {threads!r}; give a whole number of at least 1, or None for all cores.")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or usable_cores()
-    # A planned block would come on top of what the arena holds from the first run: a third more memory, no faster.
+    # A planned block would come on top of what the arena holds from the first run: a third more memory, no
+    # faster.
     options.enable_mem_pattern = False
     options.log_severity_level = 3  # errors only; they also come back as exceptions
     return options
