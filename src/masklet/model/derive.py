@@ -66,6 +66,17 @@ def folded_bias(first_bias: np.ndarray, second: np.ndarray, second_bias: np.ndar
     return (pointwise(second).astype(np.float64) @ first_bias + second_bias).astype(np.float32)
 
 
+def carried_bias(weight: np.ndarray, bias: np.ndarray, values_bias: np.ndarray, *, start: int) -> np.ndarray:
+    """Bias of a projection behind attention that also carries the values' bias: entries from `start` of
+    theirs.
+
+    Attention's weights sum to one, so a constant in the values comes out as it went in.
+    """
+    return (weight.astype(np.float64) @ values_bias[start : start + weight.shape[1]] + bias).astype(
+        np.float32
+    )
+
+
 def hiera_position(table: np.ndarray, window: np.ndarray, *, grid: Sequence[int], block: int) -> np.ndarray:
     """Hiera's windowed position table (T, C): bicubic background plus tiled window (Bolya et al. 2023).
 
@@ -132,6 +143,7 @@ RECIPES: dict[str, Callable[..., np.ndarray]] = {
         uncell_matrix,
         folded_weight,
         folded_bias,
+        carried_bias,
         hiera_position,
         dense_position,
     )

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from masklet.model import tokens
-from masklet.model.attention import attend
+from masklet.model.attention import attend, project_out
 from masklet.model.config import HieraConfig
 from masklet.model.layers import MLP, LayerNorm, Linear, ModuleList, Ops, Parameter, Weights
 from masklet.model.tokens import TokenOrder
@@ -41,7 +41,6 @@ class MultiScaleAttention(nn.Module):
         inside = self._window_order(order)
         x = op.rearrange(x, order, inside)
 
-        # Max pooling commutes with the bias, which attention adds.
         q, k, v = (self._part(op, x, index) for index in range(3))
         span = q_span = self._window**2 or len(inside.slots)
         if self._pool:
@@ -50,17 +49,17 @@ class MultiScaleAttention(nn.Module):
         # Each window is one of a batch.
         q = op.reshape(q, (-1, q_span, self._dim))
         k, v = (op.reshape(t, (-1, span, self._dim)) for t in (k, v))
-        bias = op.weight("same", self.qkv.bias)
-        x = attend(op, q, k, v, self._heads, self._dim // self._heads, bias)
+        x = attend(op, q, k, v, self._heads, self._dim // self._heads)
 
         x = op.reshape(x, (1, -1, self._dim))
         x = op.rearrange(x, inside.pooled() if self._pool else inside, order_out)
-        return self.proj(op, x)
+        return project_out(op, x, self.proj, self.qkv) if op.folds else self.proj(op, x)
 
     def _part(self, op: Ops, x: ir.Value, index: int) -> ir.Value:
-        """Queries, keys or values without their bias: (1, T, dim_out)."""
-        start = index * self._dim
-        return op.linear(x, op.weight("rows", self.qkv.weight, start=start, stop=start + self._dim))
+        """Queries, or keys or values (without bias where that is folded): (1, T, dim_out)."""
+        rows = {"start": index * self._dim, "stop": (index + 1) * self._dim}
+        x = op.linear(x, op.weight("rows", self.qkv.weight, **rows))
+        return op.Add(x, op.weight("rows", self.qkv.bias, **rows)) if index == 0 or not op.folds else x
 
     def _window_order(self, order: TokenOrder) -> TokenOrder:
         """An order in which each window is a run of tokens, grouped if pooled; `order` if it is one."""

@@ -57,6 +57,11 @@ class Ops(OpBuilder):
         """True when ONNX Runtime's own operators may be used."""
         return self.dialect == "fused"
 
+    @property
+    def folds(self) -> bool:
+        """True when exact algebra may change the order of the reference's steps."""
+        return self.dialect != "plain"
+
     def contrib(self, op_type: str, *inputs: ir.Value | None, **attributes: Any) -> ir.Value:
         """An operator of the com.microsoft domain with one output, which is declared float32."""
         value = getattr(self.builder.opset("com.microsoft", 1), op_type)(*inputs, **attributes)
@@ -138,9 +143,13 @@ class Linear(nn.Module):
         self.weight = Parameter([size_out, size_in])
         self.bias = Parameter([size_out])
 
-    def forward(self, op: Ops, x: ir.Value, *, gelu: bool = False) -> ir.Value:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, op: Ops, x: ir.Value, *, gelu: bool = False, bias: bool = True
+    ) -> ir.Value:
         x = op.linear(x, self.weight)
-        return op.bias_gelu(x, self.bias) if gelu else op.Add(x, self.bias)
+        if gelu:
+            return op.bias_gelu(x, self.bias)
+        return op.Add(x, self.bias) if bias else x
 
 
 class Weights(nn.Module):
@@ -157,7 +166,7 @@ class Weights(nn.Module):
 
 def pointwise(op: Ops, x: ir.Value, *convolutions: Weights) -> ir.Value:
     """1x1 convolutions in a row on tokens (B, T, in) -> (B, T, out); two fold into one (not in plain)."""
-    if len(convolutions) == 2 and op.dialect != "plain":
+    if len(convolutions) == 2 and op.folds:
         first, second = convolutions
         x = op.linear(x, op.weight("folded_weight", first.weight, second.weight))
         return op.Add(x, op.weight("folded_bias", first.bias, second.weight, second.bias))
