@@ -317,9 +317,9 @@ def _export_one(
 
 
 def _export_files(subject: Subject) -> tuple[Path, Path]:
-    torch = importlib.metadata.version("torch")
     state = subject.checkpoint.stat()
-    stem = f"{subject.checkpoint.stem}-{state.st_size:x}-{int(state.st_mtime):x}-{subject.exporter}{OPSETS[subject.exporter]}-torch{torch}"
+    exporter = f"{subject.exporter}{OPSETS[subject.exporter]}-torch{importlib.metadata.version('torch')}"
+    stem = f"{subject.checkpoint.stem}-{state.st_size:x}-{int(state.st_mtime):x}-{exporter}"
     return subject.folder / f"{stem}.encoder.onnx", subject.folder / f"{stem}.decoder.onnx"
 
 
