@@ -101,10 +101,12 @@ def test_a_closed_checkpoint_says_so(path):
 def test_no_file_stays_open(path, write):
     before = len(os.listdir("/proc/self/fd"))
     bad = write(path.read_bytes()[:-1], "bad")
+    kept = []  # the errors, whose tracebacks keep what they were raised over
     for _ in range(5):
         open_checkpoint(path).close()
-        with pytest.raises(CorruptFileError):
+        with pytest.raises(CorruptFileError) as caught:
             open_checkpoint(bad)
+        kept.append(caught)
     assert len(os.listdir("/proc/self/fd")) == before
 
 

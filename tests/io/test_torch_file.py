@@ -101,6 +101,7 @@ def test_views_share_a_storage_and_keep_their_strides(opened, ops):
         np.testing.assert_array_equal(read, expected)
         assert read.flags.c_contiguous
         assert not read.flags.writeable
+        assert not checkpoint.raw(name).flags.writeable
         assert read.flags.owndata == (name in ("transposed", "block", "every_other", "expanded", "empty"))
         assert checkpoint.tensors[name].offset == checkpoint.tensors["whole"].offset + 4 * offset
 
@@ -110,6 +111,20 @@ def test_contiguous_floats_are_views_of_the_mapping(opened, ops):
     one, two = checkpoint.array("w"), checkpoint.array("w")
     assert np.shares_memory(one, two)
     assert checkpoint.tensors["w"].offset % 64 == 0
+
+
+def test_strides_are_part_of_the_fingerprint(opened, ops):
+    """Two views of the same bytes, which differ only in the order of their elements."""
+    prints = {
+        opened({"w": ops.tensor("0", "FloatStorage", 24, [2, 2], strides)}).fingerprint()
+        for strides in ([2, 1], [1, 2])
+    }
+    assert len(prints) == 2
+
+
+def test_a_damaged_bool_is_still_a_bool(opened, ops):
+    read = opened({"w": ops.tensor("0", "BoolStorage", 3, [3], [1])}, {"0": b"\x00\x01\x02"}).array("w")
+    assert read.view(np.uint8).tolist() == [0, 1, 1]
 
 
 def test_parameters_and_tensors_with_attributes(opened, ops):
@@ -618,6 +633,15 @@ def test_a_directory_that_claims_gigabytes(write):
     record = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 9, 9, 0xFFFFFFF0, 4, 0)
     with pytest.raises(CorruptFileError, match="not where the end of the file says"):
         open_checkpoint(write(b"PK\x03\x04" + bytes(100) + record))
+
+
+def test_an_encrypted_archive(torch_zip, ops, write):
+    content = torch_zip(ops.whole(ops.mapping({"model": tensor_dict(ops, "w")})), {"0": FLOATS.tobytes()})
+    for signature, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        start = content.index(signature) + at
+        content = content[:start] + bytes([content[start] | 1]) + content[start + 1 :]
+    with pytest.raises(UnknownFormatError, match="encrypted"):
+        open_checkpoint(write(content))
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

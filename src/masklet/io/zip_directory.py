@@ -23,10 +23,12 @@ _LOCATOR = struct.Struct("<4sLQL")  # of the zip64 end of central directory
 _END_64 = struct.Struct("<4sQ2H2L4Q")
 _ENTRY = struct.Struct("<4s6H3L5H2L")  # of the central directory
 _LOCAL = struct.Struct("<4s5H3L2H")
-_DESCRIPTORS = ("<3L", "<LQQ")  # CRC-32, packed size, size; either may follow the signature
+_DESCRIPTOR = struct.Struct("<4s3L")
+_DESCRIPTOR_64 = struct.Struct("<4sLQQ")
 
 _ENCRYPTED, _HAS_DESCRIPTOR, _UTF8 = 0x1, 0x8, 0x800
 _IN_ZIP64_EXTRA = 0xFFFFFFFF
+_END_LIMITS = (0xFFFF, 0xFFFF, 0xFFFF, 0xFFFF, _IN_ZIP64_EXTRA, _IN_ZIP64_EXTRA)  # then: see the 64-bit end
 _MAX_COMMENT = 0xFFFF
 _MAX_DIRECTORY_BYTES = 16 << 20  # some 200,000 tensors
 
@@ -107,22 +109,18 @@ def _find_directory(data: Buffer) -> tuple[int, int, int]:
             "the zip directory at its end is missing, as in a download that was cut off; download or copy"
             " the file again"
         )
-    _, disk, directory_disk, on_disk, count, nbytes, offset, comment = _END.unpack(
-        data[end : end + _END.size]
-    )
+    *stated, comment = _END.unpack(data[end : end + _END.size])[1:]
     if end + _END.size + comment != len(data):
         raise CorruptFileError("the end of its zip directory is damaged, or bytes follow it")
     locator = max(0, end - _LOCATOR.size)
     if data[locator : locator + 4] == b"PK\x06\x07":
-        end, stated = _find_zip64_directory(data, locator), (count, nbytes, offset)
-        _, _, _, _, disk, directory_disk, on_disk, count, nbytes, offset = _END_64.unpack(
-            data[end : end + _END_64.size]
-        )
-        for small, full, limit in zip(
-            stated, (count, nbytes, offset), (0xFFFF, _IN_ZIP64_EXTRA, _IN_ZIP64_EXTRA), strict=True
+        end, narrow = _find_zip64_directory(data, locator), stated
+        stated = list(_END_64.unpack(data[end : end + _END_64.size])[4:])
+        if any(
+            small not in (wide, limit) for small, wide, limit in zip(narrow, stated, _END_LIMITS, strict=True)
         ):
-            if small not in (full, limit):
-                raise CorruptFileError("its two zip directory ends (32 and 64 bit) disagree")
+            raise CorruptFileError("its two zip directory ends (32 and 64 bit) disagree")
+    disk, directory_disk, on_disk, count, nbytes, offset = stated
     if disk or directory_disk or on_disk != count:
         raise CorruptFileError("its zip directory claims to be one part of several, or is damaged")
     if offset + nbytes != end:
@@ -216,11 +214,13 @@ def _check_local_header(data: Buffer, entry: Entry, end: int) -> int:
 def _check_tail(data: Buffer, entry: Entry, start: int, end: int) -> None:
     """After a member's data and before `end` must be its descriptor, if it has one, and nothing else."""
     found = data[start : min(end, start + 25)]
-    if not entry.flags & _HAS_DESCRIPTOR:
-        expected = [b""]
-    else:
-        fits = [f for f in _DESCRIPTORS if f != "<3L" or max(entry.packed_nbytes, entry.nbytes) < 1 << 32]
-        bare = [struct.pack(f, entry.crc32, entry.packed_nbytes, entry.nbytes) for f in fits]
-        expected = bare + [b"PK\x07\x08" + descriptor for descriptor in bare]
+    expected = [b""]
+    if entry.flags & _HAS_DESCRIPTOR:
+        # The format also allows it without the signature, which no writer of these files makes use of: data that
+        # begin 4 bytes late would then look right.
+        sizes = (entry.packed_nbytes, entry.nbytes)
+        expected = [_DESCRIPTOR_64.pack(b"PK\x07\x08", entry.crc32, *sizes)]
+        if max(sizes) < 1 << 32:
+            expected.append(_DESCRIPTOR.pack(b"PK\x07\x08", entry.crc32, *sizes))
     if found not in expected:
         raise CorruptFileError(f"what follows {quoted(entry.name)} in its zip archive is damaged")
