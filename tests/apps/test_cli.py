@@ -158,6 +158,8 @@ def test_main_ends_with_0(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 def test_ctrl_c_is_130_without_a_traceback(tmp_path: Path) -> None:
     picture = tmp_path / "picture.png"
     os.mkfifo(picture)
+    # Where the tests run in the background, SIGINT is ignored, and a child would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     run = process("segment", picture, "--point", "1,1", cwd=tmp_path)
     with open(picture, "wb"):  # returns when the command has opened the picture, and waits for its content
         run.send_signal(signal.SIGINT)

@@ -7,7 +7,12 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from masklet.io.checkpoints import open_checkpoint
+
+FLOATS = np.arange(24, dtype=np.float32)
 
 
 class Ops:
@@ -71,6 +76,11 @@ class Ops:
     def mapping(cls, items: Mapping[str, bytes], *, ordered: bool = False) -> bytes:
         empty = cls.name("collections", "OrderedDict") + b")R" if ordered else b"}"
         return empty + b"(" + b"".join(cls.text(key) + value for key, value in items.items()) + b"u"
+
+    @classmethod
+    def tensors(cls, *names: str) -> bytes:
+        """A dict of tensors, each of them the whole storage `0` of 24 floats."""
+        return cls.mapping({name: cls.tensor("0", "FloatStorage", 24, [24], [1]) for name in names})
 
     @staticmethod
     def whole(value: bytes) -> bytes:
@@ -141,3 +151,21 @@ def write(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def opened(ops, torch_zip, write):
+    """Opens a file with the given tensors under "model", all of them over one storage `0` of 24 floats."""
+
+    def opened(tensors, storages=None, **settings):
+        value = ops.mapping({"model": ops.mapping(tensors, ordered=True)})
+        storages = {"0": FLOATS.tobytes()} if storages is None else storages
+        return open_checkpoint(write(torch_zip(ops.whole(value), storages, **settings)))
+
+    return opened
+
+
+@pytest.fixture
+def unpickled(torch_zip, write):
+    """Opens a file around a bare pickle."""
+    return lambda pickled: open_checkpoint(write(torch_zip(pickled, {"0": FLOATS.tobytes()})))

@@ -216,8 +216,8 @@ def _check_tail(data: Buffer, entry: Entry, start: int, end: int) -> None:
     found = data[start : min(end, start + 25)]
     expected = [b""]
     if entry.flags & _HAS_DESCRIPTOR:
-        # The format also allows it without the signature, which no writer of these files makes use of: data
-        # that begin 4 bytes late would then look right.
+        # The format also allows it without the signature, which no writer of these files does: data that
+        # begin 4 bytes late would then look right.
         sizes = (entry.packed_nbytes, entry.nbytes)
         expected = [_DESCRIPTOR_64.pack(b"PK\x07\x08", entry.crc32, *sizes)]
         if max(sizes) < 1 << 32:
