@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -161,9 +163,15 @@ def test_ctrl_c_is_130_without_a_traceback(tmp_path: Path) -> None:
     # Where the tests run in the background, SIGINT is ignored, and a child would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     run = process("segment", picture, "--point", "1,1", cwd=tmp_path)
-    with open(picture, "wb"):  # returns when the command has opened the picture, and waits for its content
-        run.send_signal(signal.SIGINT)
-        stdout, stderr = run.communicate(timeout=60)
+    writer = None
+    while writer is None and run.poll() is None:  # until the command has opened the picture
+        with contextlib.suppress(OSError):
+            writer = os.open(picture, os.O_WRONLY | os.O_NONBLOCK)
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)  # now it waits for the picture's content
+    stdout, stderr = run.communicate(timeout=60)
+    if writer is not None:
+        os.close(writer)
     assert (run.returncode, stdout, stderr) == (130, "", "Interrupted.\n")
     assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
 
