@@ -19,9 +19,6 @@ LOGITS_COSINE = 0.99999
 SCORE_DIFFERENCE = 1e-3
 MASK_IOU = 0.999
 
-# The second picture costs an encoding on both sides: in continuous integration one variant takes it.
-PORTRAIT_VARIANT = "sam2.1_hiera_tiny"
-
 
 class Pair:
     """One variant: what the reference answers, and our model of the same file."""
@@ -97,7 +94,5 @@ def test_prompts(pair, case):
 
 
 @pytest.mark.parametrize("case", prompt_cases.cases_for("portrait"), ids=lambda case: case.name)
-def test_portrait(pair, case, request):
-    if pair.expected.variant != PORTRAIT_VARIANT and "not full" in (request.config.option.markexpr or ""):
-        pytest.skip("a second encoding on both sides: in the full run")
+def test_portrait(pair, case):
     check_prompt(pair, "portrait", case)
