@@ -77,6 +77,21 @@ def carried_bias(weight: np.ndarray, bias: np.ndarray, values_bias: np.ndarray, 
     )
 
 
+def head_rows(weight: np.ndarray, *, heads: int) -> np.ndarray:
+    """A projection (h * d, C), or its bias (h * d), as one matrix per head (h, d, C or 1)."""
+    return weight.reshape(heads, len(weight) // heads, -1)
+
+
+def head_columns(weight: np.ndarray, *, heads: int) -> np.ndarray:
+    """A projection (h * d, C) as one transposed matrix per head (h, C, d)."""
+    return head_rows(weight, heads=heads).transpose(0, 2, 1)
+
+
+def head_inputs(weight: np.ndarray, *, heads: int) -> np.ndarray:
+    """A projection (C, h * d) of heads side by side as one transposed matrix per head (h, d, C)."""
+    return head_rows(weight.T, heads=heads)
+
+
 def hiera_position(table: np.ndarray, window: np.ndarray, *, grid: Sequence[int], block: int) -> np.ndarray:
     """Hiera's windowed position table (T, C): bicubic background plus tiled window (Bolya et al. 2023).
 
@@ -144,6 +159,9 @@ RECIPES: dict[str, Callable[..., np.ndarray]] = {
         folded_weight,
         folded_bias,
         carried_bias,
+        head_rows,
+        head_columns,
+        head_inputs,
         hiera_position,
         dense_position,
     )

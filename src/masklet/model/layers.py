@@ -14,7 +14,8 @@ Shape legend, here and in all modules: B images or prompts, T tokens, N points, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -48,6 +49,7 @@ class Ops(OpBuilder):
         super().__init__(builder, "", builder.graph.opset_imports[""])
         self.dialect: Dialect = dialect
         self.recipes: dict[str, Recipe] = {}
+        self.left_out: set[str] = set()
         self.taps: dict[str, ir.Value] = {}
         self._keys = keys
         self._constants: dict[Any, ir.Value] = {}
@@ -81,6 +83,10 @@ class Ops(OpBuilder):
             self.builder.root.graph.initializers[name] = value
         return self.builder.root.graph.initializers[name]
 
+    def leave_out(self, parameter: Parameter) -> None:
+        """Count a checkpoint tensor as read that exact algebra makes irrelevant."""
+        self.left_out.add(self._keys[id(parameter)])
+
     def constant(self, array: np.ndarray | float) -> ir.Value:
         """A float32 or int64 constant that lives in the graph."""
         array = np.asarray(array)
@@ -100,6 +106,12 @@ class Ops(OpBuilder):
         if self.fused:
             return self.contrib("FusedMatMul", x, weight, transB=1)
         return self.MatMul(x, self.Transpose(weight, perm=[1, 0]))
+
+    def matmul_t(self, x: ir.Value, y: ir.Value) -> ir.Value:
+        """x (B, M, C) times the transpose of y (B, N, C)."""
+        if self.fused:
+            return self.contrib("FusedMatMul", x, y, transB=1)
+        return self.MatMul(x, self.Transpose(y, perm=[0, 2, 1]))
 
     def bias_gelu(self, x: ir.Value, bias: ir.Value) -> ir.Value:
         """Exact (erf) GELU of x + bias."""
@@ -133,6 +145,16 @@ class Ops(OpBuilder):
 def static_shape(parameter: Parameter) -> tuple[int, ...]:
     """A parameter's shape as integers."""
     return tuple(int(size) for size in parameter.shape)  # type: ignore[union-attr]
+
+
+@contextmanager
+def scope(op: Ops, module: nn.Module) -> Iterator[None]:
+    """What a module's `__call__` does, for another method of it: its children get their full names."""
+    op.builder.push_module(module.name or "", type(module).__qualname__)
+    try:
+        yield
+    finally:
+        op.builder.pop_module()
 
 
 class Linear(nn.Module):

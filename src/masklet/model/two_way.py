@@ -11,7 +11,7 @@ from __future__ import annotations
 import onnx_ir as ir
 from onnxscript import nn
 
-from masklet.model.attention import Attention
+from masklet.model.attention import Attention, CrossAttention
 from masklet.model.layers import MLP, LayerNorm, ModuleList, Ops
 
 DEPTH = 2
@@ -27,11 +27,11 @@ class TwoWayAttentionBlock(nn.Module):
         super().__init__()
         self.self_attn = Attention(channels, HEADS, channels)
         self.norm1 = LayerNorm(channels, TORCH_EPS)
-        self.cross_attn_token_to_image = Attention(channels, HEADS, channels // 2)
+        self.cross_attn_token_to_image = CrossAttention(channels, HEADS, channels // 2)
         self.norm2 = LayerNorm(channels, TORCH_EPS)
         self.mlp = MLP((channels, MLP_CHANNELS, channels), "relu")
         self.norm3 = LayerNorm(channels, TORCH_EPS)
-        self.cross_attn_image_to_token = Attention(channels, HEADS, channels // 2)
+        self.cross_attn_image_to_token = CrossAttention(channels, HEADS, channels // 2)
         self.norm4 = LayerNorm(channels, TORCH_EPS)
         self._first = first
 
@@ -48,12 +48,12 @@ class TwoWayAttentionBlock(nn.Module):
 
         # Tokens look at the image.
         q, k = op.Add(queries, query_pe), op.Add(keys, key_pe)
-        queries = self.norm2(op, op.Add(queries, self.cross_attn_token_to_image(op, q, k, keys)))
+        queries = self.norm2(op, op.Add(queries, self.cross_attn_token_to_image.to_image(op, q, k, keys)))
         queries = self.norm3(op, op.Add(queries, self.mlp(op, queries)))
 
         # The image looks at the tokens.
         q = op.Add(queries, query_pe)
-        keys = self.norm4(op, op.Add(keys, self.cross_attn_image_to_token(op, k, q, queries)))
+        keys = self.norm4(op, op.Add(keys, self.cross_attn_image_to_token.from_image(op, k, q, queries)))
         op.tap("queries", queries)
         op.tap("keys", keys)
         return queries, keys
@@ -65,7 +65,7 @@ class TwoWayTransformer(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.layers = ModuleList([TwoWayAttentionBlock(channels, index == 0) for index in range(DEPTH)])
-        self.final_attn_token_to_image = Attention(channels, HEADS, channels // 2)
+        self.final_attn_token_to_image = CrossAttention(channels, HEADS, channels // 2)
         self.norm_final_attn = LayerNorm(channels, TORCH_EPS)
 
     def forward(  # type: ignore[override]
@@ -76,7 +76,7 @@ class TwoWayTransformer(nn.Module):
             queries, keys = layer(op, queries, keys, points, image_pe)
 
         q, k = op.Add(queries, points), op.Add(keys, image_pe)
-        queries = op.Add(queries, self.final_attn_token_to_image(op, q, k, keys))
+        queries = op.Add(queries, self.final_attn_token_to_image.to_image(op, q, k, keys))
         queries = self.norm_final_attn(op, queries)
         op.tap("hs", queries)
         op.tap("src", keys)

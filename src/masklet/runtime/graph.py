@@ -86,10 +86,8 @@ def write_stage(config: Sam2Config, name: str, image_size: int, dialect: str) ->
         value.name = output_name
         graph.outputs.append(value)
 
-    # What a called layer has counts as read, also a bias that exact algebra leaves out.
-    called = {name for name in graph.initializers if name in parameters}
     weights = _declare_weights(graph, op.recipes, {id(value): key for key, value in parameters.items()})
-    used = sorted(called.union(*(weight.keys for weight in weights)))
+    used = sorted(op.left_out.union(*(weight.keys for weight in weights)))
     for node in graph:
         node.metadata_props.clear()
     if dialect != "fused":
