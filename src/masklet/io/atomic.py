@@ -24,13 +24,19 @@ def open_atomic(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
     The bytes go to a temporary file in the same folder, are synced to disk, and take the final name in one
     step. After any exception, Ctrl-C included, the temporary file is gone and what was at `path` before is
-    untouched. A symbolic link is written through. Raises `OutputError` where the file system refuses.
+    untouched. A symbolic link is written through; a device or a pipe (/dev/null, /dev/stdout) is written to,
+    not replaced. Raises `OutputError` where the file system refuses.
     """
     if "\0" in os.fspath(path):
         raise OutputError(f"cannot write {os.fspath(path)!r}: a file name cannot contain a null character")
     target = Path(os.path.realpath(path))
+    special = target.exists() and not target.is_file() and not target.is_dir()
     temporary = target.parent / f".masklet-{secrets.token_hex(8)}.tmp"
     try:
+        if special:
+            with open(target, "wb") as file:
+                yield file
+            return
         # Not `tempfile`: its files are private to the user, and the result should follow the umask like any
         # other output.
         with open(temporary, "xb") as file:
