@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -48,3 +48,58 @@ class Candidates:
     iou: np.ndarray
     object_score: np.ndarray
     tokens: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """A picture of a video: its rank in order of presentation, `time` in seconds from the first frame (None
+    where the source has no clock), and `pixels` (H, W, 3) uint8 RGB."""
+
+    index: int
+    time: float | None
+    pixels: np.ndarray
+
+
+ObjectState = Literal["tracked", "occluded", "lost", "found"]
+
+
+@dataclass(frozen=True, eq=False)
+class TrackedObject:
+    """One object in one frame.
+
+    `mask` (H, W) bool in the frame's own size; `box_xyxy` around it at pixel edges, None for an empty mask;
+    `area` in pixels; `predicted_iou` in [0, 1]; `object_score` a logit, positive where the object is there;
+    `stability` the IoU of the mask cut a little above and a little below its threshold. `state`: "tracked";
+    "occluded", the score is not positive; "lost", so for many frames in a row; "found", the first frame after
+    that.
+    """
+
+    object_id: int
+    mask: np.ndarray
+    box_xyxy: tuple[int, int, int, int] | None
+    area: int
+    predicted_iou: float
+    object_score: float
+    stability: float
+    state: ObjectState
+
+    def rle(self) -> dict[str, Any]:
+        """The mask as COCO run lengths: {"size": [H, W], "counts": text}."""
+        from masklet.rle import encode_rle
+
+        return encode_rle(self.mask)
+
+
+@dataclass(frozen=True, eq=False)
+class FrameResult:
+    """All objects in one frame; `index` and `time` are the frame's."""
+
+    index: int
+    time: float | None
+    objects: tuple[TrackedObject, ...]
+
+    def __getitem__(self, object_id: int) -> TrackedObject:
+        for tracked in self.objects:
+            if tracked.object_id == object_id:
+                return tracked
+        raise KeyError(f"no object {object_id}; there are {[tracked.object_id for tracked in self.objects]}")

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 import masklet as library
-from masklet.io.masks import decode_rle, read_mask_input
+from masklet.io.masks import read_mask_input
 from masklet.io.overlay import draw_overlay
+from masklet.rle import decode_rle
 from masklet.testing import Scene
 
 Command = Callable[..., Any]

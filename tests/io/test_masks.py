@@ -14,15 +14,13 @@ from PIL import Image
 
 from masklet.errors import InputError, OutputError
 from masklet.io.masks import (
-    area,
-    decode_rle,
-    encode_rle,
     mask_to_bbox_xywh,
     mask_to_box_xyxy,
     read_mask,
     read_mask_input,
     write_mask,
 )
+from masklet.rle import area, decode_rle, encode_rle
 
 
 def ellipse(height: int, width: int) -> np.ndarray:

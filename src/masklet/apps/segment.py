@@ -220,7 +220,7 @@ def _write_pictures(pixels: np.ndarray, result: Result, prompt: options.Prompt) 
 
 
 def _document(image: Path, model: Model, pixels: np.ndarray, results: Sequence[Result]) -> dict[str, Any]:
-    from masklet.io.masks import encode_rle
+    from masklet.rle import encode_rle
 
     return {
         "image": str(image),
