@@ -16,17 +16,34 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from masklet.errors import MaskletError
+    from masklet.io.video import open_video
     from masklet.pipeline.image import ImagePredictor
+    from masklet.pipeline.memory import ReferencePolicy
     from masklet.pipeline.model import Model, load
+    from masklet.pipeline.tracker import Tracker
+    from masklet.pipeline.video import VideoPredictor
 
 __version__ = "0.1.0"
-__all__ = ["ImagePredictor", "MaskletError", "Model", "load"]
+__all__ = [
+    "ImagePredictor",
+    "MaskletError",
+    "Model",
+    "ReferencePolicy",
+    "Tracker",
+    "VideoPredictor",
+    "load",
+    "open_video",
+]
 
 _HOMES = {
     "ImagePredictor": "masklet.pipeline.image",
     "MaskletError": "masklet.errors",
     "Model": "masklet.pipeline.model",
+    "ReferencePolicy": "masklet.pipeline.memory",
+    "Tracker": "masklet.pipeline.tracker",
+    "VideoPredictor": "masklet.pipeline.video",
     "load": "masklet.pipeline.model",
+    "open_video": "masklet.io.video",
 }
 
 

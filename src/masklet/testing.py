@@ -1,4 +1,4 @@
-"""Stand-ins for tests and demonstrations: seeded "lively" weights and synthetic pictures with known masks.
+"""Stand-ins for tests and demonstrations: seeded "lively" weights, pictures and clips with known masks.
 
 In: tensor names and shapes, or a seed and a picture's size. Out: numpy arrays; and checkpoints made of them.
 Weights and pictures know nothing about engines, graphs or files.
@@ -21,7 +21,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,10 +32,12 @@ if TYPE_CHECKING:
     from masklet.families.sam2 import Sam2Config
 
 __all__ = [
+    "Clip",
     "Scene",
     "lively_weights",
     "sampled",
     "stand_in_weights",
+    "synthetic_clip",
     "synthetic_scene",
     "tiny_config",
     "weights_sha256",
@@ -55,12 +57,18 @@ _SUM_STD = np.float32(math.sqrt(4 * (65536.0**2 - 1) / 12))
 # them get more.
 _SINGLE_MASK_GAIN, _MULTIMASK_GAIN, _GAIN_CHANNELS = 1.25, 2.0, 32
 
+# With unit gains, attention mixes thousands of memory tokens nearly evenly: exchanging two memories changes a
+# mask less than rounding does. Sharper queries look at few tokens, sharper times tell pointers apart.
+_MEMORY_QUERY_GAIN, _POINTER_TIME_GAIN = 3.0, 4.0
+
 _RANDOM_FOURIER = re.compile(r"(^|\.)positional_encoding_gaussian_matrix$")
 _TABLE = re.compile(
     r"(^|\.)(pos_embed|pos_embed_window|maskmem_tpos_enc|no_mem_embed|no_mem_pos_enc|no_obj_ptr|no_obj_embed_spatial"
     r"|(point_embeddings\.\d+|not_a_point_embed|no_mask_embed|iou_token|mask_tokens|obj_score_token)\.weight)$"
 )
 _TRANSPOSED_CONV = re.compile(r"(^|\.)output_upscaling\.[03]\.weight$")
+_MEMORY_QUERY = re.compile(r"(^|\.)cross_attn_image\.q_proj\.weight$")
+_POINTER_TIME = re.compile(r"(^|\.)obj_ptr_tpos_proj\.weight$")
 _HYPERNETWORK_OUT = re.compile(r"(^|\.)output_hypernetworks_mlps\.(\d+)\.layers\.2\.weight$")
 _OBJECT_SCORE_BIAS = re.compile(r"(^|\.)pred_obj_score_head\.(layers\.2\.)?bias$")
 
@@ -120,6 +128,10 @@ def _mean_and_std(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
 
 
 def _gain(name: str, channels: int) -> float:
+    if _MEMORY_QUERY.search(name):
+        return _MEMORY_QUERY_GAIN
+    if _POINTER_TIME.search(name):
+        return _POINTER_TIME_GAIN
     found = _HYPERNETWORK_OUT.search(name)
     if not found:
         return 1.0
@@ -181,25 +193,95 @@ def synthetic_scene(seed: int = 0, size_hw: tuple[int, int] = (720, 1280)) -> Sc
 
     Raises `InputError` for a side under 32 pixels.
     """
+    height, width = _checked_size_hw(size_hw)
+    draw = _Draw(f"{seed}:scene")
+    image = _background(draw, height, width)
+    order = draw.shuffled(len(_SHAPES))
+    shapes = [_draw_shape(draw, index, _SHAPES[kind], height, width) for index, kind in enumerate(order)]
+    image, masks = _render(image, shapes, f"{seed}:noise")
+    points_xy = np.stack([_deepest_pixel_xy(mask) for mask in masks])
+    boxes_xyxy = np.stack([_bounding_box_xyxy(mask) for mask in masks])
+    return Scene(image, masks, points_xy, boxes_xyxy)
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """F frames in which K textured shapes move and hide each other. Pixels are those of `frames`."""
+
+    frames: np.ndarray  # (F, H, W, 3) uint8, RGB
+    masks: np.ndarray  # (F, K, H, W) bool, what is visible of each shape; disjoint, empty where it is hidden
+
+    def point_xy(self, frame: int, shape: int) -> np.ndarray:
+        """(2,) float32: the pixel (x, y) farthest from the shape's outline. A hidden shape: `InputError`."""
+        return _deepest_pixel_xy(self._visible(frame, shape))
+
+    def box_xyxy(self, frame: int, shape: int) -> np.ndarray:
+        """(4,) float32: the shape's first and last column and row. A hidden shape: `InputError`."""
+        return _bounding_box_xyxy(self._visible(frame, shape))
+
+    def _visible(self, frame: int, shape: int) -> np.ndarray:
+        mask = self.masks[frame, shape]
+        if not mask.any():
+            raise InputError(
+                f"shape {shape} is hidden in frame {frame} of the clip; choose a frame in which it shows"
+            )
+        return mask
+
+
+def synthetic_clip(seed: int = 0, num_frames: int = 24, size_hw: tuple[int, int] = (144, 192)) -> Clip:
+    """A seeded clip: the shapes of a scene pass over each other and turn back at the picture's edges, the
+    background drifts, and every frame has its own noise. Frame t is the same whatever the clip's length.
+
+    Raises `InputError` for a side under 32 pixels and for a clip without frames.
+    """
+    height, width = _checked_size_hw(size_hw)
+    if num_frames < 1:
+        raise InputError(f"a clip of {num_frames} frames was asked for; give 1 or more")
+    draw, cell = _Draw(f"{seed}:clip"), min(height, width) // 2
+    background = _background(draw, height + cell, width + cell)
+    order = draw.shuffled(len(_SHAPES))
+    shapes = [_draw_shape(draw, index, _SHAPES[kind], height, width) for index, kind in enumerate(order)]
+    # In sixteenths of a pixel a frame: a cell in 12 to 6 frames, the background a third as fast.
+    moves = [_Move(*(draw.sign() * cell * 16 // draw.between(6, 12) for _ in "yx")) for _ in shapes]
+    drift = _Move(*(draw.sign() * cell * 16 // draw.between(18, 36) for _ in "yx"))
+
+    frames, masks = [], []
+    for time in range(num_frames):
+        top, left = drift.at(time, (cell // 2, cell // 2), (cell, cell))
+        placed = [
+            replace(shape, centre_yx=move.at(time, shape.centre_yx, (height - 1, width - 1)))
+            for shape, move in zip(shapes, moves, strict=True)
+        ]
+        window = background[top : top + height, left : left + width].copy()
+        image, visible = _render(window, placed, f"{seed}:clip noise {time}")
+        frames.append(image)
+        masks.append(visible)
+    return Clip(np.stack(frames), np.stack(masks))
+
+
+@dataclass(frozen=True)
+class _Move:
+    """A velocity in sixteenths of a pixel a frame."""
+
+    y: int
+    x: int
+
+    def at(self, time: int, start_yx: tuple[int, int], last_yx: tuple[int, int]) -> tuple[int, int]:
+        """Where what started at `start_yx` is, when it turns back at 0 and at `last_yx`."""
+        y, x = (
+            last - abs((start * 16 + velocity * time) // 16 % (2 * last) - last)
+            for start, velocity, last in zip(start_yx, (self.y, self.x), last_yx, strict=True)
+        )
+        return y, x
+
+
+def _checked_size_hw(size_hw: tuple[int, int]) -> tuple[int, int]:
     height, width = size_hw
     if min(height, width) < _MIN_SIDE:
         raise InputError(
             f"a scene of {height} x {width} pixels is too small; both sides must be {_MIN_SIDE} or more"
         )
-    draw = _Draw(f"{seed}:scene")
-    image = _background(draw, height, width)
-    order = draw.shuffled(len(_SHAPES))
-    owner = np.full((height, width), -1)
-    for index, kind in enumerate(order):
-        _paint(draw, image, owner, index, _SHAPES[kind])
-
-    noise = _raw(f"{seed}:noise", -(-image.size // 8)).view(np.uint8)[: image.size].reshape(image.shape)
-    image = np.clip(image + noise.astype(np.int64) % 17 - 8, 0, 255).astype(np.uint8)
-
-    masks = np.stack([owner == index for index in range(len(order))])
-    points_xy = np.stack([_deepest_pixel_xy(mask) for mask in masks])
-    boxes_xyxy = np.stack([_bounding_box_xyxy(mask) for mask in masks])
-    return Scene(image, masks, points_xy, boxes_xyxy)
+    return height, width
 
 
 class _Draw:
@@ -211,6 +293,9 @@ class _Draw:
     def between(self, low: int, high: int) -> int:
         """One integer of low .. high, both included."""
         return low + next(self._words) % (high - low + 1)
+
+    def sign(self) -> int:
+        return 2 * self.between(0, 1) - 1
 
     def colour(self) -> np.ndarray:
         return np.array([self.between(16, 240) for _ in range(3)])
@@ -234,9 +319,44 @@ def _background(draw: _Draw, height: int, width: int) -> np.ndarray:
     return (top * (256 - fy) + bottom * fy) >> 16
 
 
-def _paint(draw: _Draw, image: np.ndarray, owner: np.ndarray, index: int, kind: str) -> None:
-    """Draw shape `index` into `image` and `owner`, in its quarter of the picture, over what is there."""
-    height, width = owner.shape
+@dataclass(frozen=True, eq=False)
+class _Shape:
+    """A textured shape. Its own axes u, v are integers, scaled by the length of `direction`."""
+
+    kind: str
+    centre_yx: tuple[int, int]
+    half_u: int
+    half_v: int
+    direction: tuple[int, int]
+    period: int
+    texture: str
+    colours: tuple[np.ndarray, np.ndarray]
+
+    def cover(self, image: np.ndarray, owner: np.ndarray, index: int) -> None:
+        """Draw into `image` and `owner`, over what is there."""
+        height, width = owner.shape
+        (a, b), (centre_y, centre_x) = self.direction, self.centre_yx
+        squared, length = a * a + b * b, math.isqrt(a * a + b * b)
+        dy = np.arange(height, dtype=np.int64)[:, None] - centre_y
+        dx = np.arange(width, dtype=np.int64)[None, :] - centre_x
+        u, v = a * dx + b * dy, a * dy - b * dx
+        inside = _inside(self.kind, u * u, v * v, self.half_u**2 * squared, self.half_v**2 * squared)
+
+        period = self.period * length
+        if self.texture == "stripes":
+            second = (u // period) % 2 == 1
+        elif self.texture == "checks":
+            second = (u // period + v // period) % 2 == 1
+        elif self.texture == "speckle":
+            second = ((u // length) * 7 + (v // length) * 13) % 11 < 4
+        else:
+            second = np.zeros(owner.shape, bool)
+        image[inside] = np.where(second[..., None], self.colours[1], self.colours[0])[inside]
+        owner[inside] = index
+
+
+def _draw_shape(draw: _Draw, index: int, kind: str, height: int, width: int) -> _Shape:
+    """A shape in quarter `index` of the picture."""
     cell = min(height, width) // 2
     row, column = divmod(index, 2)
     centre_y = height * (2 * row + 1) // 4 + draw.between(-cell // 8, cell // 8)
@@ -244,28 +364,21 @@ def _paint(draw: _Draw, image: np.ndarray, owner: np.ndarray, index: int, kind: 
     # No shape reaches farther than 0.7 cells, and centres are 0.75 cells apart or more: every centre stays
     # visible.
     half_u, half_v = draw.between(cell * 3 // 8, cell // 2), draw.between(cell // 4, cell // 2)
-
-    # The shape's own axes u, v: integers, scaled by the length of the drawn direction (a, b).
-    a, b = draw.between(1, 8), draw.between(-8, 8)
-    squared, length = a * a + b * b, math.isqrt(a * a + b * b)
-    dy = np.arange(height, dtype=np.int64)[:, None] - centre_y
-    dx = np.arange(width, dtype=np.int64)[None, :] - centre_x
-    u, v = a * dx + b * dy, a * dy - b * dx
-    inside = _inside(kind, u * u, v * v, half_u**2 * squared, half_v**2 * squared)
-
-    period = max(2, cell // draw.between(6, 12)) * length
+    direction = draw.between(1, 8), draw.between(-8, 8)
+    period = max(2, cell // draw.between(6, 12))
     texture = _TEXTURES[draw.between(0, len(_TEXTURES) - 1)]
-    if texture == "stripes":
-        second = (u // period) % 2 == 1
-    elif texture == "checks":
-        second = (u // period + v // period) % 2 == 1
-    elif texture == "speckle":
-        second = ((u // length) * 7 + (v // length) * 13) % 11 < 4
-    else:
-        second = np.zeros(owner.shape, bool)
-    first_colour, second_colour = draw.colour(), draw.colour()
-    image[inside] = np.where(second[..., None], second_colour, first_colour)[inside]
-    owner[inside] = index
+    colours = draw.colour(), draw.colour()
+    return _Shape(kind, (centre_y, centre_x), half_u, half_v, direction, period, texture, colours)
+
+
+def _render(image: np.ndarray, shapes: list[_Shape], noise: str) -> tuple[np.ndarray, np.ndarray]:
+    """The picture of `shapes` over a background, with noise, and the visible part of each."""
+    owner = np.full(image.shape[:2], -1)
+    for index, shape in enumerate(shapes):
+        shape.cover(image, owner, index)
+    words = _raw(noise, -(-image.size // 8)).view(np.uint8)[: image.size].reshape(image.shape)
+    image = np.clip(image + words.astype(np.int64) % 17 - 8, 0, 255).astype(np.uint8)
+    return image, np.stack([owner == index for index in range(len(shapes))])
 
 
 def _inside(kind: str, uu: np.ndarray, vv: np.ndarray, half_uu: int, half_vv: int) -> np.ndarray:
@@ -311,15 +424,16 @@ def tiny_config(version: str = "2.1", image_size: int = 128) -> Sam2Config:
     from masklet.model.config import HieraConfig
 
     trunk = HieraConfig(16, 1, (1, 2, 3, 1), (4,), (8, 4, 14, 7), (7, 7))
-    return Sam2Config(version, trunk, 64, image_size)
+    return Sam2Config(version, trunk, 64, 16, image_size)
 
 
 def stand_in_weights(config: Sam2Config, seed: int = 0, **fill: float | None) -> dict[str, np.ndarray]:
-    """Lively weights for every tensor that a configuration's picture stages read."""
-    from masklet.families.sam2 import IMAGE_STAGES
+    """Lively weights for every tensor that a configuration's stages read."""
+    from masklet.families.sam2 import IMAGE_STAGES, VIDEO_STAGES
     from masklet.runtime.cache import load_stage
 
-    stages = [load_stage(config, name, config.image_size, "fused") for name in IMAGE_STAGES]
+    names = (*IMAGE_STAGES, *VIDEO_STAGES)
+    stages = [load_stage(config, name, config.image_size, "fused") for name in names]
     shapes = {key: shape for stage in stages for key, shape in stage.tensors.items()}
     return lively_weights(shapes, seed, **fill)
 

@@ -99,6 +99,11 @@ def load(variant: str, checkpoint: Path, image_size: int = 1024) -> SAM2Base:
 
 def build_tiny(config: TinyConfig, seed: int = 0, **fill: Any) -> SAM2Base:
     """A small model, through the same configuration file and the same code as the published ones."""
+    return fill_lively(_compose(*tiny_settings(config)), seed, **fill)
+
+
+def tiny_settings(config: TinyConfig) -> tuple[str, list[str]]:
+    """The configuration file of a small model, and what it overrides there."""
     channels = [config.embed_dim * 2**stage for stage in (3, 2, 1, 0)]
     trunk, neck = "model.image_encoder.trunk", "model.image_encoder.neck"
     attention, encoder = "model.memory_attention", "model.memory_encoder"
@@ -127,8 +132,7 @@ def build_tiny(config: TinyConfig, seed: int = 0, **fill: Any) -> SAM2Base:
     file = {"2.0": "configs/sam2/sam2_hiera_t.yaml", "2.1": "configs/sam2.1/sam2.1_hiera_t.yaml"}[
         config.version
     ]
-    model = _compose(file, [f"++{key}={value}" for key, value in settings.items()])
-    return fill_lively(model, seed, **fill)
+    return file, [f"++{key}={value}" for key, value in settings.items()]
 
 
 def fill_lively(model: SAM2Base, seed: int, **fill: Any) -> SAM2Base:

@@ -151,7 +151,7 @@ def test_names_and_shapes_of_every_variant(size: str) -> None:
             expected = {
                 key: shape
                 for key, shape in shapes.items()
-                if not (image_only and key.startswith(tuple(sam2.VIDEO_ONLY)))
+                if not (image_only and key.startswith(tuple(sam2.VIDEO_TENSORS)))
             }
             assert dict(tensors.shapes) == expected, (variant, kind)
 
@@ -166,7 +166,7 @@ def test_saved_model_reads_back(name: str, kind: str, twins: Any, tmp_path: Path
     theirs.save_pretrained(tmp_path)
     with open_checkpoint(tmp_path / "model.safetensors") as checkpoint:
         tensors = canonical(checkpoint)
-        video_only = tuple(sam2.VIDEO_ONLY) if kind == "Sam2Model" else ()
+        video_only = tuple(sam2.VIDEO_TENSORS) if kind == "Sam2Model" else ()
         expected = {
             k: v for k, v in meta.state_dict().items() if not video_only or not k.startswith(video_only)
         }

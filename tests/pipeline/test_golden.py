@@ -34,7 +34,13 @@ class Golden:
         config, weights = self._json("config"), self._json("weights")
         trunk = {name: config[name] for name in HieraConfig.__dataclass_fields__}
         trunk = {name: tuple(value) if isinstance(value, list) else value for name, value in trunk.items()}
-        made = Sam2Config(config["version"], HieraConfig(**trunk), config["d_model"], config["image_size"])
+        made = Sam2Config(
+            config["version"],
+            HieraConfig(**trunk),
+            config["d_model"],
+            config["memory_dim"],
+            config["image_size"],
+        )
         shapes = {name: tuple(shape) for name, shape in self._json("tensors").items()}
         tensors = testing.lively_weights(
             shapes, weights["seed"], object_score_bias=weights["object_score_bias"]

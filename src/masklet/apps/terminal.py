@@ -157,6 +157,32 @@ def download_bar(label: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+@contextlib.contextmanager
+def frame_bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar for the frames of a video; the block's value is called with the number that are done.
+
+    It shows frames per second and, where the number of all frames is known, the time left.
+    """
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    import time
+
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()]
+    columns += [TextColumn("{task.fields[rate]}", markup=False), TimeRemainingColumn()]
+    with Progress(*columns, console=_console(), transient=True, speed_estimate_period=120) as progress:
+        task = progress.add_task(label, total=total, rate="")
+        began = time.monotonic()
+
+        def advance(done: int) -> None:
+            rate = done / max(time.monotonic() - began, 1e-6)
+            progress.update(task, completed=done, rate=f"{rate:.3g} frames/s")
+
+        yield advance
+
+
 def _console() -> Console:
     """Stderr as a terminal; rich is imported for one only, which saves a script a tenth of a second."""
     from rich.console import Console

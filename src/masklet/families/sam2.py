@@ -20,18 +20,23 @@ CONFIG_KEY = "masklet.config"  # of the metadata in files that masklet writes
 SIZE_MULTIPLE = 32  # pixels: the trunk's coarsest stride
 EMBEDDING_STRIDE = 16  # pixels per token of the image embedding
 IMAGE_STAGES = ("encode_image", "encode_points", "encode_mask", "decode_masks")
+VIDEO_STAGES = ("begin_frame", "attend_memory", "encode_memory", "point_to_object", "shrink_mask")
 
-# Tensors of the published files that segmenting pictures doesn't read, by prefix, with the reason.
-VIDEO_ONLY = {
-    "memory_attention.": "conditions a frame on remembered frames",
-    "memory_encoder.": "turns a frame and its mask into a memory",
-    "mask_downsample.": "object pointer of a mask prompt",
-    "obj_ptr_proj.": "object pointer",
-    "obj_ptr_tpos_proj.": "time encoding of object pointers (2.1)",
-    "maskmem_tpos_enc": "time encoding of memories",
-    "no_mem_pos_enc": "position of the empty memory",
-    "no_obj_ptr": "pointer of an absent object",
-    "no_obj_embed_spatial": "memory of an absent object (2.1)",
+# Tensors that only video needs, by prefix: a file with none of them still segments pictures.
+VIDEO_TENSORS = (
+    "memory_attention.",
+    "memory_encoder.",
+    "mask_downsample.",
+    "obj_ptr_proj.",
+    "obj_ptr_tpos_proj.",
+    "maskmem_tpos_enc",
+    "no_mem_pos_enc",
+    "no_obj_ptr",
+    "no_obj_embed_spatial",
+)
+# Tensors of the published files that nothing reads, with the reason.
+UNUSED_TENSORS = {
+    "no_mem_pos_enc": "position of the empty memory; the published settings add no_mem_embed instead",
 }
 
 
@@ -42,6 +47,7 @@ class Sam2Config:
     version: str
     trunk: HieraConfig
     d_model: int  # channels of neck, prompt encoder and decoder
+    memory_dim: int  # channels of a memory
     image_size: int
 
     @property
@@ -64,7 +70,7 @@ TRUNKS = {
     "large": _trunk(144, 2, (2, 6, 36, 4), (23, 33, 43), (8, 4, 16, 8), 7),
 }
 PRESETS = {
-    f"{name}_hiera_{size}": Sam2Config(version, trunk, 256, 1024)
+    f"{name}_hiera_{size}": Sam2Config(version, trunk, 256, 64, 1024)
     for name, version in (("sam2", "2.0"), ("sam2.1", "2.1"))
     for size, trunk in TRUNKS.items()
 }
@@ -134,24 +140,38 @@ def _check_fields(kind: type, values: dict) -> None:
 
 def _check_numbers(config: Sam2Config) -> None:
     trunk = config.trunk
-    numbers = [trunk.embed_dim, trunk.num_heads, config.d_model, config.image_size, *trunk.stages]
-    numbers += [*trunk.window_spec, *trunk.window_pos_embed_bkg_spatial_size]
+    numbers = [trunk.embed_dim, trunk.num_heads, config.d_model, config.memory_dim, config.image_size]
+    numbers += [*trunk.stages, *trunk.window_spec, *trunk.window_pos_embed_bkg_spatial_size]
     if not all(isinstance(n, int) and 0 < n <= 16384 for n in numbers) or len(trunk.stages) != 4:
         raise ValueError("sizes must be whole numbers between 1 and 16384, with four stages")
     if len(trunk.window_spec) != 4 or config.version not in ("2.0", "2.1"):
         raise ValueError("four windows and version 2.0 or 2.1 are needed")
     if sum(trunk.stages) > 256 or config.image_size % SIZE_MULTIPLE or trunk.embed_dim % trunk.num_heads:
         raise ValueError("at most 256 blocks, an input side in steps of 32, a width that the heads divide")
+    if config.d_model % config.memory_dim or config.d_model % 8 or config.memory_dim % 4:
+        raise ValueError("d_model must be a multiple of 8 and of memory_dim, memory_dim one of 4")
 
 
 def check_tensors(
-    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], path: object
+    expected: Mapping[str, tuple[int, ...]],
+    found: Mapping[str, tuple[int, ...]],
+    path: object,
+    *,
+    video: bool = False,
 ) -> None:
-    """Strict both ways: all expected tensors in their shapes, and nothing else but `VIDEO_ONLY`."""
+    """Strict both ways: all expected tensors in their shapes, and no others but `UNUSED_TENSORS`.
+
+    Pictures and video are checked apart: with `video` only tensors of `VIDEO_TENSORS` count, else only the
+    others.
+    """
+    found = {name: shape for name, shape in found.items() if name.startswith(VIDEO_TENSORS) == video}
+    if video and not found:
+        raise TensorMismatchError(
+            f"{path} holds the image part of a SAM 2 model only; tracking needs the memory tensors as well. "
+            "Use the published file, or fine-tune from it and save the whole model."
+        )
     missing = sorted(expected.keys() - found.keys())
-    extra = [
-        name for name in sorted(found.keys() - expected.keys()) if not name.startswith(tuple(VIDEO_ONLY))
-    ]
+    extra = sorted(found.keys() - expected.keys() - UNUSED_TENSORS.keys())
     shaped = [
         f"{name} {found[name]} instead of {shape}"
         for name, shape in expected.items()

@@ -83,6 +83,12 @@ def fill_folder(path: str | os.PathLike[str], *, last: str) -> Iterator[Path]:
 
 
 def _explain(error: OSError, target: Path, *, is_folder: bool = False) -> str:
+    reason = reason_of(error, target, is_folder=is_folder)
+    return f"cannot write {str(target)!r}: {reason}. Nothing was left behind."
+
+
+def reason_of(error: OSError, target: Path, *, is_folder: bool = False) -> str:
+    """Why the file system refused to write `target`, and what to do about it."""
     reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         reason = "the disk (or your quota on it) is full; free some space or choose another folder"
@@ -94,4 +100,4 @@ def _explain(error: OSError, target: Path, *, is_folder: bool = False) -> str:
         reason = "it is a folder; give the name of a file"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         reason = "no permission to write there, or another program holds the file open; choose another folder"
-    return f"cannot write {str(target)!r}: {reason}. Nothing was left behind."
+    return reason

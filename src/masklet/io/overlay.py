@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import colorsys
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ PALETTE: tuple[Colour, ...] = (
 _WHITE: Colour = (255, 255, 255)
 _ON_OBJECT: Colour = (22, 163, 74)
 _OFF_OBJECT: Colour = (220, 38, 38)
+_DARK_TEXT_FROM = 140  # brightness (of 255) of a colour on which black is read better than white
 
 _LINES_PER_SIDE = 440  # line widths that fit along the picture's (geometric mean) side
 _SUPERSAMPLING = 4  # markers are drawn this much larger, then reduced: smooth edges
@@ -49,12 +51,15 @@ def draw_overlay(
     points: Any = None,
     labels: Any = None,
     boxes: Any = None,
+    names: Sequence[str] | None = None,
+    colours: Sequence[Colour] | None = None,
     alpha: float = 0.5,
 ) -> np.ndarray:
     """Masks as translucent colour with a sharp outline, boxes, and points (green + on the object, red - off).
 
     `masks` is (H, W), (..., H, W) or a list of such: bool, or numbers of which the positive ones count. Each
-    has a colour of its own, and smaller ones lie on top. `points` (..., 2) are (x, y) in pixels with
+    has a colour of its own, from `colours` or else the palette, and smaller ones lie on top. `names` are short
+    texts, one for each mask, drawn beside those that are not empty. `points` (..., 2) are (x, y) in pixels with
     `labels` 1 or 0 (others are not drawn; all 1 if None), `boxes` (..., 4) xyxy in pixels. `alpha` (0 to 1)
     is how much of the picture the colour hides. Returns a new (H, W, 3) uint8 array; raises `InputError`
     where shapes do not fit.
@@ -69,13 +74,24 @@ def draw_overlay(
     if not 0 <= alpha <= 1:
         raise InputError(f"The alpha of an overlay must be 0 to 1, got {alpha}.")
 
+    for what, given in (("names", names), ("colours", colours)):
+        if given is not None and len(given) != len(planes):
+            raise InputError(
+                f"Got {len(planes)} masks to draw and {len(given)} {what}; give one for each mask."
+            )
+
+    def colour(index: int) -> Colour:
+        return colours[index] if colours and index < len(colours) else palette_colour(index)
+
     canvas = Image.fromarray(image)
     line = max(1.5, math.sqrt(size_hw[0] * size_hw[1]) / _LINES_PER_SIDE)
     largest_first = sorted(range(len(planes)), key=lambda index: -np.count_nonzero(planes[index]))
     for index in largest_first:
-        _draw_mask(canvas, planes[index], palette_colour(index), line, alpha)
+        _draw_mask(canvas, planes[index], colour(index), line, alpha)
     for index, box in enumerate(corners):
-        _draw_box(canvas, box, palette_colour(index), line)
+        _draw_box(canvas, box, colour(index), line)
+    for index, name in enumerate(names or ()):  # above all masks, so that each can be read
+        _draw_name(canvas, planes[index], name, colour(index), line)
     for point, sign in zip(xy, signs, strict=True):
         if sign in (0, 1):
             _draw_point(canvas, point, bool(sign), line)
@@ -121,6 +137,30 @@ def _draw_mask(canvas: Image.Image, mask: np.ndarray, colour: Colour, line: floa
     coloured = np.clip(outline / 2 + 0.5 - np.abs(inside), 0, 1)
     for paint, opacity in ((_WHITE, white), (colour, coloured)):
         canvas.paste(paint, at, blurred.point((255 * opacity).round().astype(int).tolist()))
+
+
+def _draw_name(canvas: Image.Image, mask: np.ndarray, name: str, colour: Colour, line: float) -> None:
+    """A small tag on the mask's top edge, moved into the picture where it would leave it."""
+    from PIL import ImageDraw, ImageFont
+
+    rows = np.flatnonzero(mask.any(axis=1))
+    if rows.size == 0 or not name:
+        return
+    top = int(rows[0])
+    columns = np.flatnonzero(mask[top])
+    font = ImageFont.load_default(max(10.0, 8 * line))
+    draw = ImageDraw.Draw(canvas)
+    x0, y0, x1, y1 = draw.textbbox((0, 0), name, font=font)
+    pad = max(2, round(1.5 * line))
+    width, height = x1 - x0 + 2 * pad, y1 - y0 + 2 * pad
+    left = min(max(0, float(columns[columns.size // 2]) - width / 2), max(0, canvas.width - width))
+    above = min(max(0, top - height - line), max(0, canvas.height - height))
+    draw.rounded_rectangle(
+        (left, above, left + width, above + height), radius=pad, fill=colour, outline=_WHITE
+    )
+    brightness = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+    text = (0, 0, 0) if brightness > _DARK_TEXT_FROM else _WHITE
+    draw.text((left + pad - x0, above + pad - y0), name, font=font, fill=text)
 
 
 def _draw_box(canvas: Image.Image, box: np.ndarray, colour: Colour, line: float) -> None:

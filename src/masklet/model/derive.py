@@ -77,6 +77,16 @@ def carried_bias(weight: np.ndarray, bias: np.ndarray, values_bias: np.ndarray, 
     )
 
 
+def with_bias(weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """A projection (out, in) and its bias as one matrix (out, in + 1), for inputs that end in a one."""
+    return np.concatenate([weight, bias[:, None]], axis=1)
+
+
+def scaled_rows(tensor: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """A projection (out, in), or its bias (out), times a scale per output channel (out)."""
+    return tensor * scale.reshape(-1, *(1,) * (tensor.ndim - 1))
+
+
 def head_rows(weight: np.ndarray, *, heads: int) -> np.ndarray:
     """A projection (h * d, C), or its bias (h * d), as one matrix per head (h, d, C or 1)."""
     return weight.reshape(heads, len(weight) // heads, -1)
@@ -120,6 +130,45 @@ def dense_position(gaussian: np.ndarray, *, grid: Sequence[int], block: int) -> 
     return _ordered(np.concatenate([np.sin(angles), np.cos(angles)], axis=-1), block)
 
 
+def sine_position(*, grid: Sequence[int], block: int, channels: int, scale: float) -> np.ndarray:
+    """Sines and cosines (T, C) of rows, then columns, normalised to one turn (Carion et al. 2020), times a
+    scale."""
+    height, width = grid
+    index = np.arange(channels // 2, dtype=np.float32)
+    rate = np.float32(10000) ** (2 * (index // 2) / np.float32(channels // 2))
+
+    def code(size: int) -> np.ndarray:
+        turn = np.arange(1, size + 1, dtype=np.float32) / np.float32(size + 1e-6) * np.float32(2 * np.pi)
+        angle = (turn[:, None] / rate).astype(np.float32)
+        return np.where(index % 2 == 0, np.sin(angle), np.cos(angle))
+
+    rows = np.broadcast_to(code(height)[:, None], (height, width, channels // 2))
+    columns = np.broadcast_to(code(width)[None], (height, width, channels // 2))
+    return np.float32(scale) * _ordered(np.concatenate([rows, columns], axis=-1), block)
+
+
+def rotary_cos(*, grid: Sequence[int], block: int, channels: int) -> np.ndarray:
+    """Cosines (T + 1, C / 2) of axial rotary angles; the last row, angle zero, is for tokens without a
+    place."""
+    return np.cos(_rotary_angles(grid, block, channels))
+
+
+def rotary_sin(*, grid: Sequence[int], block: int, channels: int) -> np.ndarray:
+    """Sines (T, C / 2) that go with `rotary_cos`."""
+    return np.sin(_rotary_angles(grid, block, channels))
+
+
+def _rotary_angles(grid: Sequence[int], block: int, channels: int) -> np.ndarray:
+    """Angles (T, C / 2), float64: columns in the first half of the channels, rows in the second."""
+    height, width = grid
+    rate = 1 / np.float32(10000) ** (np.arange(0, channels, 4, dtype=np.float32) / np.float32(channels))
+    columns = np.broadcast_to(
+        (np.arange(width, dtype=np.float32)[:, None] * rate)[None], (height, width, len(rate))
+    )
+    rows = np.broadcast_to((np.arange(height, dtype=np.float32)[:, None] * rate)[:, None], columns.shape)
+    return _ordered(np.concatenate([columns, rows], axis=-1), block).astype(np.float64)
+
+
 def _ordered(table_hwc: np.ndarray, block: int) -> np.ndarray:
     """Rows of a (H, W, C) table in `nested_blocks` order, or row by row for block 0."""
     height, width, channels = table_hwc.shape
@@ -159,11 +208,16 @@ RECIPES: dict[str, Callable[..., np.ndarray]] = {
         folded_weight,
         folded_bias,
         carried_bias,
+        with_bias,
+        scaled_rows,
         head_rows,
         head_columns,
         head_inputs,
         hiera_position,
         dense_position,
+        sine_position,
+        rotary_cos,
+        rotary_sin,
     )
 }
 

@@ -113,6 +113,22 @@ class Ops(OpBuilder):
             return self.contrib("FusedMatMul", x, y, transB=1)
         return self.MatMul(x, self.Transpose(y, perm=[0, 2, 1]))
 
+    def rotate(self, x: ir.Value, cos: ir.Value, sin: ir.Value) -> ir.Value:
+        """Rotary positions: pairs of neighbouring channels of x (B, T, C), turned by angles (T, C / 2)."""
+        if self.fused:
+            first = self.constant(np.array([0]))
+            return self.contrib("RotaryEmbedding", x, first, cos, sin, interleaved=1, num_heads=1)
+        pairs = self.reshape(x, (0, 0, -1, 2))
+        even, odd = (self.Gather(pairs, self.constant(np.array(side)), axis=3) for side in (0, 1))
+        turned = [
+            self.Sub(self.Mul(even, cos), self.Mul(odd, sin)),
+            self.Add(self.Mul(even, sin), self.Mul(odd, cos)),
+        ]
+        last = self.constant(np.array([-1]))
+        return self.reshape(
+            self.Concat(*(self.Unsqueeze(part, last) for part in turned), axis=-1), (0, 0, -1)
+        )
+
     def bias_gelu(self, x: ir.Value, bias: ir.Value) -> ir.Value:
         """Exact (erf) GELU of x + bias."""
         return self.contrib("BiasGelu", x, bias) if self.fused else self.Gelu(self.Add(x, bias))

@@ -25,7 +25,7 @@ from masklet.runtime.cache import load_stage
 from masklet.runtime.devices import find_device
 from masklet.runtime.graph import Stage
 from masklet.runtime.session import Session
-from masklet.types import Candidates, ImageFeatures, Prompts
+from masklet.types import Candidates, FrameFeatures, ImageFeatures, Prompts, Remembered
 
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
@@ -61,14 +61,10 @@ class Model:
         self.threads = threads
         self.precision = precision
         self._tensors = tensors
-        dialect = "fused" if self.device.name in FUSED_DEVICES else "portable"
-        self._stages = {
-            name: load_stage(config, name, self.image_size, dialect) for name in sam2.IMAGE_STAGES
-        }
-        expected = {key: shape for stage in self._stages.values() for key, shape in stage.tensors.items()}
-        sam2.check_tensors(expected, tensors.shapes, source)
+        self._dialect = "fused" if self.device.name in FUSED_DEVICES else "portable"
+        self._stages = self._load(sam2.IMAGE_STAGES)
         self._sessions: dict[str, Session] = {}
-        self._lock = _threading.Lock()
+        self._lock = _threading.RLock()
 
     def __repr__(self) -> str:
         name = sam2.preset_name(self.config) or "custom"
@@ -84,14 +80,18 @@ class Model:
         return self._tensors.array(key)
 
     def stage(self, name: str) -> Stage:
-        """A compiled stage by name."""
-        return self._stages[name]
+        """A compiled stage by name. Raises TensorMismatchError for one of video when the file has pictures'
+        only."""
+        with self._lock:
+            if name not in self._stages:
+                self._stages.update(self._load(sam2.VIDEO_STAGES))
+            return self._stages[name]
 
     def session(self, name: str) -> Session:
         """The running session of a stage, made on first use."""
         with self._lock:
             if name not in self._sessions:
-                stage = self._stages[name]
+                stage = self.stage(name)
                 self._sessions[name] = Session(stage, self._tensors.array, self.device, self.threads)
                 self._tensors.release_pages()  # the engine has packed them for itself
             return self._sessions[name]
@@ -101,15 +101,67 @@ class Model:
         values = self.session("encode_image").run({"image": image}, ["stride4", "stride8", "embedding"])
         return ImageFeatures(size_hw, values)
 
-    def decode(self, features: ImageFeatures, prompts: Prompts) -> Candidates:
-        """Four mask candidates for each of the prompts' B objects."""
+    def encode_frame(self, image: np.ndarray, size_hw: tuple[int, int]) -> FrameFeatures:
+        """Like `encode_image`, with what tracking needs of a frame whatever the object."""
+        wanted = ["stride4", "stride8", "stride16", "embedding"]
+        values = self.session("encode_image").run({"image": image}, wanted)
+        stride16 = values.pop("stride16")
+        return FrameFeatures(
+            image=ImageFeatures(size_hw, values),
+            stride16=stride16,
+            **self.session("begin_frame").run({"stride16": stride16}),
+        )
+
+    def attend(self, frame: FrameFeatures, remembered: Remembered) -> OrtValue:
+        """The frame's embedding (B, T, C) as each of B objects sees it in the light of its memories."""
+        feeds = {"tokens": frame.tokens, "queries": frame.queries, **vars(remembered)}
+        if self.config.version == "2.0":
+            del feeds["distances"]  # its pointers have no position in time
+        return self.session("attend_memory").run(feeds)["embedding"]
+
+    def encode_memory(
+        self, frame: FrameFeatures, logits: np.ndarray, object_score: np.ndarray, *, binary: bool
+    ) -> np.ndarray:
+        """Memories (B, T, M) of masks (B, 1, S / 4, S / 4) with scores (B, 1); `binary` cuts the masks at
+        zero."""
+        feeds = {
+            "pixels": frame.pixels,
+            "logits": logits,
+            "binary": np.array([binary]),
+            "object_score": object_score,
+        }
+        return self.session("encode_memory").run(feeds)["memories"].numpy()
+
+    def point(self, tokens: np.ndarray, object_score: np.ndarray) -> np.ndarray:
+        """Object pointers (B, C) of mask tokens (B, C) with scores (B, 1)."""
+        feeds = {"tokens": tokens, "object_score": object_score}
+        return self.session("point_to_object").run(feeds)["pointers"].numpy()
+
+    def shrink_mask(self, mask: np.ndarray) -> np.ndarray:
+        """A mask prompt (B, 1, S, S) of zeros and ones as low-resolution input (B, 1, S / 4, S / 4)."""
+        return self.session("shrink_mask").run({"mask": mask})["low_res"].numpy()
+
+    def decode(
+        self, features: ImageFeatures, prompts: Prompts, embedding: OrtValue | None = None
+    ) -> Candidates:
+        """Four mask candidates for each of the prompts' B objects; `embedding` (1 or B, T, C) replaces the
+        picture's."""
         embedded = self.session("encode_points").run({"coords": prompts.coords, "labels": prompts.labels})
         dense: OrtValue = embedded["dense"]
         if prompts.mask is not None:
             dense = self.session("encode_mask").run({"mask": prompts.mask})["dense"]
         feeds = {**features.values, "sparse": embedded["sparse"], "dense": dense}
+        if embedding is not None:
+            feeds["embedding"] = embedding
         values = self.session("decode_masks").run(feeds)
         return Candidates(**{name: value.numpy() for name, value in values.items()})
+
+    def _load(self, names: tuple[str, ...]) -> dict[str, Stage]:
+        """Stages of pictures or of video, after the check that the file has their tensors."""
+        stages = {name: load_stage(self.config, name, self.image_size, self._dialect) for name in names}
+        expected = {key: shape for stage in stages.values() for key, shape in stage.tensors.items()}
+        sam2.check_tensors(expected, self._tensors.shapes, self.source, video=names == sam2.VIDEO_STAGES)
+        return stages
 
 
 def load(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 FILL_MARGIN = 10.0  # logits beyond the threshold that cleaned pixels get, as in the reference
+HOLE_LOGIT = 0.1  # of filled holes in tracked masks, as in the reference
 
 # Elements of one block of rows while resizing: two blocks of float32 stay in a core's cache.
 _BLOCK_ELEMENTS = 1 << 15
@@ -108,6 +109,18 @@ def clean_low_res(
         sprinkles = _small_components(logits > mask_threshold, max_sprinkle_area)
         cleaned = np.where(sprinkles, np.float32(mask_threshold - FILL_MARGIN), cleaned)
     return cleaned
+
+
+def fill_holes(logits: np.ndarray, max_area: float) -> np.ndarray:
+    """Logits (..., h, w) with holes of at most `max_area` pixels raised to just above zero (0: left as they
+    are).
+
+    Components of what is not positive, 8-connected, at the border too: `fill_holes_in_mask_scores` of SAM 2,
+    which works on CUDA devices only.
+    """
+    if max_area <= 0:
+        return logits
+    return np.where(_small_components(logits <= 0, max_area), np.float32(HOLE_LOGIT), logits)
 
 
 def _small_components(binary: np.ndarray, max_area: float) -> np.ndarray:

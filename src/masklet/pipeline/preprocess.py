@@ -1,8 +1,8 @@
 """A picture as the network's input.
 
 In: (H, W, 3) uint8 RGB. Out: (1, 3, S, S) float32, resized to a square and normalised with ImageNet's
-statistics. Matches the reference's image path: antialiased bilinear on floats in [0, 1]. (Its video path
-resizes otherwise.)
+statistics. The reference resizes pictures and the frames of a video in different ways, so there are two
+functions.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 def image_input(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize and normalise; the picture is stretched to the square, not padded."""
+    """A picture: antialiased bilinear on floats. It is stretched to the square, not padded."""
     from PIL import Image
 
     planes = np.empty((1, 3, size, size), np.float32)
@@ -25,3 +25,40 @@ def image_input(image: np.ndarray, size: int) -> np.ndarray:
         planes[0, channel] *= 1 / (255 * STD[channel])
         planes[0, channel] -= MEAN[channel] / STD[channel]
     return planes
+
+
+def frame_input(image: np.ndarray, size: int) -> np.ndarray:
+    """A frame of a video: Pillow's bicubic on bytes, which rounds to bytes. Stretched likewise."""
+    from PIL import Image
+
+    resized = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+    unit = (np.arange(256) / 255.0).astype(np.float32)
+    planes = np.empty((1, 3, size, size), np.float32)
+    for channel in range(3):
+        normalised = (unit - MEAN[channel]) / STD[channel]  # of each value that a byte can have
+        planes[0, channel] = normalised[resized[..., channel]]
+    return planes
+
+
+def mask_input(mask: np.ndarray, size: int) -> np.ndarray:
+    """A mask prompt (H, W) bool at the model's size: (1, 1, S, S) float32 of zeros and ones, antialiased and
+    cut."""
+    from PIL import Image
+
+    resized = mask.astype(np.float32)
+    if mask.shape != (size, size):
+        plane = Image.fromarray(resized)
+        resized = (np.asarray(plane.resize((size, size), Image.Resampling.BILINEAR)) >= 0.5).astype(
+            np.float32
+        )
+    return resized.astype(np.float32)[None, None]
+
+
+def low_res_of_mask(mask: np.ndarray) -> np.ndarray:
+    """Logits (1, S / 4, S / 4) of +-10 that stand for a mask prompt (1, 1, S, S), antialiased at its
+    outline."""
+    from PIL import Image
+
+    plane = Image.fromarray(mask[0, 0] * np.float32(20) - np.float32(10))
+    quarter = (plane.width // 4, plane.height // 4)
+    return np.asarray(plane.resize(quarter, Image.Resampling.BILINEAR))[None]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from masklet.errors import InputError
+from masklet.pipeline.preprocess import mask_input
 from masklet.types import Candidates, Prompts
 
 BOX_LABELS = (2, 3)
@@ -68,6 +69,29 @@ def make_prompts(
         np.pad(labels, padding, constant_values=PADDING_LABEL).astype(np.int64),
         mask,
     )
+
+
+def more_points(earlier: Prompts, later: Prompts) -> Prompts:
+    """The points of both, padded once."""
+    return Prompts(
+        np.concatenate([earlier.coords[:, :-1], later.coords], axis=1),
+        np.concatenate([earlier.labels[:, :-1], later.labels], axis=1),
+        None,
+    )
+
+
+def object_mask(mask: Any, image_size: int) -> np.ndarray:
+    """A mask prompt for video, (H, W) bool or zeros and ones of any size: (1, 1, S, S) float32 of zeros and
+    ones.
+
+    Raises InputError.
+    """
+    array = _numbers(mask, "mask")
+    if array.ndim != 2 or array.size == 0:
+        raise InputError(f"mask has shape {array.shape}; give (H, W), True or 1 on the object.")
+    if not np.isin(array, (0, 1)).all():
+        raise InputError("mask holds other values than False and True or 0 and 1; for logits, give mask > 0.")
+    return mask_input(array != 0, image_size)
 
 
 def choose_masks(candidates: Candidates, multimask_output: bool) -> tuple[np.ndarray, np.ndarray]:
