@@ -26,6 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,16 +46,20 @@ from masklet import testing  # noqa: E402
 PROGRAMS = ("masklet", "pytorch")
 CLIP = (3, (720, 1280))  # seed, (H, W) pixels
 PRESENT = 5.0  # bias of the object score: every object stays in sight
-# Stages of our step, in its order, and what the page calls them.
+# Parts of our step, in its order, and what the page calls them: stages, and functions of these modules.
 STAGES = {
+    "frame_input": "resize and normalise the frame",
     "encode_image": "encode the image",
     "begin_frame": "prepare the frame",
+    "_remembered": "gather memories",
     "attend_memory": "attend to memory",
     "encode_points": "encode the empty prompt",
     "decode_masks": "decode masks",
     "point_to_object": "object pointer",
     "encode_memory": "encode memory",
+    "video_logits": "enlarge the masks",
 }
+FUNCTIONS = {"frame_input": "video", "_remembered": "object_track", "video_logits": "video"}
 
 
 @dataclass(frozen=True)
@@ -87,11 +92,13 @@ class Masklet:
         from masklet.runtime.session import Session
 
         self._measure(Session, "run", lambda session: session.stage.name)
+        for name, module in FUNCTIONS.items():
+            self._measure(import_module(f"masklet.pipeline.{module}"), name, lambda *_, name=name: name)
         self.model = masklet.load(self.subject.checkpoint, threads=self.subject.threads)
         return masklet.VideoPredictor(self.model, fill_hole_area=0)
 
     def _measure(self, owner: Any, name: str, label: Any) -> None:
-        """Add up the seconds of a function's calls, under what `label` makes of its first argument."""
+        """Add up the seconds of a function's calls under what `label` makes of its first argument."""
         original = getattr(owner, name)
 
         def measured(*args: Any, **kwargs: Any) -> Any:

@@ -104,8 +104,9 @@ def write_clip(path: Path, size_hw: tuple[int, int], count: int) -> None:
 
 
 def track(case: Case, folder: Path, frames: int, threads: int) -> Iterator[int]:
-    """Track; the number of each frame that is done."""
+    """Track; the number of frames that are done, after each."""
     import masklet
+    from masklet.pipeline import video
 
     model = masklet.load(folder / "model.safetensors", threads=threads)
     points = points_xy(case.size_hw, case.objects)
@@ -117,6 +118,9 @@ def track(case: Case, folder: Path, frames: int, threads: int) -> Iterator[int]:
                 tracker.add_points_or_box(object_id, points=[point], labels=[1])
             yield index + 1
         return
+    # The state of a frame grows with the model's input: a small model would fill the usual budget only after
+    # hundreds of frames.
+    video.STATE_BUDGET //= (1024 // model.image_size) ** 2
     predictor = masklet.VideoPredictor(model, state="disk")
     state = predictor.init_state(str(clip_path(case, folder, frames)))
     for object_id, point in enumerate(points):
@@ -202,7 +206,7 @@ def table(found: dict[Case, list[Sample]]) -> str:
     return "\n".join(rows)
 
 
-PLOT_WH, MARGIN = (760, 420), (60, 20, 250, 50)  # pixels; left, top, right, bottom
+PLOT_WH, MARGIN = (780, 420), (60, 20, 270, 50)  # pixels; left, top, right, bottom
 COLOURS = ("#0072b2", "#56b4e9", "#d55e00", "#e69f00")  # told apart by the colour-blind
 
 

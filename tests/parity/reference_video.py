@@ -1,8 +1,8 @@
 """The reference's video predictor, and a recorder of all that it decides and remembers while a scenario plays.
 
-In: a variant or a `TinyConfig`, weights' seed, a scenario of `video_cases`. Out: a `Recording` of numpy arrays and
-plain numbers in the reference's own layout. Knows nothing about our networks. torch and sam2 are imported inside
-functions: importing this file needs numpy only.
+In: a variant or a `TinyConfig`, the seed of its weights, a scenario of `video_cases`. Out: a `Recording` of numpy
+arrays and plain numbers in the reference's own layout. Knows nothing about our networks. torch and sam2 are
+imported inside functions: importing this file needs numpy only.
 
 The predictor is that of `build_sam2_video_predictor` without hole filling, which the reference does on CUDA alone.
 """
@@ -26,17 +26,35 @@ if TYPE_CHECKING:
     import torch
     from sam2.sam2_video_predictor import SAM2VideoPredictor
 
+# For each variant and image size: the seed of its weights, and the bias of the object score. Chosen for what
+# `test_reference_video.py` asks: choices on both sides, none of them near a tie.
+FILLS: dict[tuple[str, int], tuple[int, float]] = {
+    ("sam2.1_hiera_tiny", 256): (5, 0.15),
+    ("sam2_hiera_tiny", 256): (2, 0.6),
+    ("sam2.1_hiera_tiny", 1024): (5, 0.15),
+    ("sam2_hiera_tiny", 1024): (2, 0.6),
+    ("sam2.1_hiera_base_plus", 1024): (0, 0.347),
+    ("sam2_hiera_base_plus", 1024): (4, -0.293),
+    ("sam2.1_hiera_small", 1024): (0, 0.964),
+    ("sam2_hiera_small", 1024): (7, 0.53),
+    ("sam2.1_hiera_large", 1024): (2, 0.926),
+    ("sam2_hiera_large", 1024): (0, 0.355),
+}
 STABILITY_THRESHOLD, STABILITY_DELTA = 0.98, 0.05
 _STORES = ("cond_frame_outputs", "non_cond_frame_outputs")
 _POLICY = {"max_cond_frames": "max_cond_frames_in_attn", "stride": "memory_temporal_stride_for_eval"}
 
 
-# ------------------------------------------------------------------------------------------------------- models
+# ----------------------------------------------------------------------------------------------------- models
 
 
-def build(variant: str, image_size: int, seed: int, **fill: Any) -> SAM2VideoPredictor:
-    """A published variant on the CPU with lively weights."""
+def build(variant: str, image_size: int, seed: int | None = None, **fill: Any) -> SAM2VideoPredictor:
+    """A published variant on the CPU with lively weights: those of `FILLS`, or of `seed` (`fill` goes to
+    `lively_weights`)."""
     made = _compose(reference.VARIANTS[variant].config, [f"++model.image_size={image_size}"])
+    if seed is None:
+        seed, bias = FILLS[variant, image_size]
+        fill = {"object_score_bias": bias, **fill}
     return reference.fill_lively(made, seed, **fill)
 
 
@@ -79,16 +97,16 @@ def settings_of(scenario: Scenario, model: SAM2VideoPredictor) -> Iterator[None]
             setattr(model, name, value)
 
 
-# --------------------------------------------------------------------------------------------------- recordings
+# ------------------------------------------------------------------------------------------------- recordings
 
 
 @dataclass(frozen=True)
 class Decision:
     """What one run of the network for one object and frame chose, and by how much.
 
-    `mask` is the kept candidate, None where a mask prompt is its own answer. A `margin` is the change of any single
-    input to a choice that would turn it: the object score's distance from 0, that of the best predicted IoU from the
-    next, and what must be added to or taken from mask logits to turn "stable".
+    `mask` is the kept candidate, None where a mask prompt is its own answer. `margins` are the smallest changes
+    that turn a choice: the object score's distance from 0, the best predicted IoU's from the next, and what mask
+    logits must move by to turn "stable".
     """
 
     step: int
@@ -117,13 +135,16 @@ class Decision:
 class Recording:
     """A scenario as the reference played it.
 
-    `kept[e]` has for event e and each object that has a state in its frame: `low_res` (h, w), `pointer` (C,), `score`,
-    and `memory` (C, h, w) bfloat16 as uint16 once it is encoded. `forced` has the chosen steps (`Scenario.forced`).
+    `kept[e]` has for event e and each object with a state in its frame: `low_res` (h, w), `pointer` (C,), `score`,
+    and `memory` (C, h, w) bfloat16 as uint16 once it is encoded. `forced` has the steps of `Scenario.forced`, with
+    the arrays of `_Recorder._whole`. Where masks may not overlap, `lead[e]` (H, W) tells by how much the winner of
+    each pixel won.
     """
 
     num_frames: int
     events: list[Event] = field(default_factory=list)
     kept: list[dict[int, dict[str, np.ndarray]]] = field(default_factory=list)
+    lead: dict[int, np.ndarray] = field(default_factory=dict)
     decisions: list[Decision] = field(default_factory=list)
     forced: dict[tuple[int, int, int], dict[str, np.ndarray]] = field(default_factory=dict)
 
@@ -140,6 +161,7 @@ class Recording:
             arrays[f"event/{index}"] = event.logits
             for obj, state in kept.items():
                 arrays.update({f"kept/{index}/{obj}/{name}": array for name, array in state.items()})
+        arrays.update({f"lead/{index}": array for index, array in self.lead.items()})
         for key, state in self.forced.items():
             prefix = "/".join(map(str, key))
             arrays.update({f"forced/{prefix}/{name}": array for name, array in state.items()})
@@ -160,6 +182,8 @@ class Recording:
             if kind == "kept":
                 index, obj, what = path
                 found.kept[int(index)].setdefault(int(obj), {})[what] = array
+            elif kind == "lead":
+                found.lead[int(path[0])] = array
             elif kind == "forced":
                 *key, what = path
                 step, frame, obj = map(int, key)
@@ -173,7 +197,7 @@ def _decision(values: dict[str, Any]) -> Decision:
     return Decision(**{**values, **{name: tuple(values[name]) for name in lists}, **pairs})
 
 
-# ---------------------------------------------------------------------------------------------------- recording
+# -------------------------------------------------------------------------------------------------- recording
 
 
 def record(model: SAM2VideoPredictor, folder: Path, scenario: Scenario) -> Recording:
@@ -196,6 +220,7 @@ class _Recorder:
         self._wanted = set(scenario.forced)
         self._step = 0
         self._seen: dict[str, Any] = {}  # of the network's run in progress
+        self._contested: np.ndarray | None = None
 
     def begin_step(self, number: int) -> None:
         self._step = number
@@ -215,6 +240,9 @@ class _Recorder:
                     kept[obj]["memory"] = _bits(out["maskmem_features"][0])
         self.recording.events.append(event)
         self.recording.kept.append(kept)
+        if self._contested is not None:
+            self.recording.lead[len(self.recording.events) - 1] = self._contested
+            self._contested = None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -224,15 +252,20 @@ class _Recorder:
         model, decoder = self._model, self._model.sam_mask_decoder
         sine = base.get_1d_sine_pe
         model.track_step = self._track_step
+        model._apply_non_overlapping_constraints = self._contest
         decoder.predict_masks = self._decode
         base.get_1d_sine_pe = lambda times, *rest, **options: sine(self._times(times), *rest, **options)
-        handle = model.memory_attention.register_forward_hook(self._attended, with_kwargs=True)
+        handles = [
+            model.memory_attention.register_forward_hook(self._attended, with_kwargs=True),
+            model.sam_prompt_encoder.register_forward_hook(self._prompted, with_kwargs=True),
+        ]
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
             base.get_1d_sine_pe = sine
-            del model.track_step, decoder.predict_masks  # the classes' own show again
+            del model.track_step, model._apply_non_overlapping_constraints, decoder.predict_masks  # the classes' own show again
 
     # The wrapped methods, in the order in which they run.
 
@@ -262,11 +295,23 @@ class _Recorder:
     def _attended(self, _module: Any, _inputs: Any, arguments: dict[str, Any], output: torch.Tensor) -> None:
         self._seen.update(arguments, conditioned=output)
 
+    def _prompted(self, _module: Any, _inputs: Any, arguments: dict[str, Any], _output: Any) -> None:
+        (coords, labels), mask = arguments["points"], arguments["masks"]
+        self._seen["prompt"] = {"coords": coords[0].numpy().copy(), "labels": labels[0].numpy().copy()}
+        if mask is not None:
+            self._seen["prompt"]["mask_input"] = mask[0, 0].numpy().copy()
+
     def _decode(self, *inputs: Any, **arguments: Any) -> Any:
         decoder = self._model.sam_mask_decoder
         output = type(decoder).predict_masks(decoder, *inputs, **arguments)
         self._seen["decoded"] = output
         return output
+
+    def _contest(self, logits: torch.Tensor) -> torch.Tensor:
+        if len(logits) > 1:
+            best, second = logits[:, 0].sort(0, descending=True).values[:2]
+            self._contested = (best - second).numpy().copy()
+        return type(self._model)._apply_non_overlapping_constraints(self._model, logits)
 
     # What follows from what they saw.
 
@@ -284,7 +329,9 @@ class _Recorder:
         best, second = np.sort(ious[0, 1:].numpy())[[-1, -2]]
         margins = {"score": abs(float(score))}
         mask: int | None = 1 + int(ious[0, 1:].argmax())
-        if arguments["mask_inputs"] is not None:  # its score is given, only its pointer comes from the decoder
+        if (
+            arguments["mask_inputs"] is not None
+        ):  # its score is given, only its pointer comes from the decoder
             multimask, mask, margins = False, None, {**margins}
         if not multimask and mask is not None:
             margins["stability"] = turn
@@ -325,9 +372,10 @@ class _Recorder:
     def _whole(self, out: dict[str, Any], decision: Decision) -> dict[str, np.ndarray]:
         """Everything that went into one step and came out of it. The memories are those of the state: bfloat16."""
         count, side = len(decision.memories), self._model.image_size // 16
-        spatial, pointer = self._seen["memory"][: count * side * side], self._seen["memory"][count * side * side :]
+        spatial, pointer = self._seen["memory"].split((count * side * side, self._seen["num_obj_ptr_tokens"]))
         masks, ious, tokens, score = self._seen["decoded"]
         arrays = {
+            **self._seen["prompt"],
             "memories": _bits(spatial.reshape(count, side, side, -1).permute(0, 3, 1, 2)),
             "pointers": pointer.reshape(len(decision.pointers), -1).numpy().copy(),
             "conditioned": self._seen["conditioned"][:, 0].T.reshape(-1, side, side).numpy().copy(),

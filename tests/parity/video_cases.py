@@ -1,7 +1,7 @@
 """The sessions with a video predictor that parity covers, as data, and the one way to play them. numpy only.
 
-In: a predictor with the method names of the reference's `SAM2VideoPredictor`, the reference's own or ours. Out:
-everything that it yields or returns, in order. Knows nothing about either of them.
+In: a predictor with the method names of the reference's `SAM2VideoPredictor`, its own or ours. Out: everything
+that it yields or returns, in order. Knows nothing about either of them.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from masklet.testing import Clip, synthetic_clip
 JPEG_QUALITY = 92
 
 
-# -------------------------------------------------------------------------------------------------------- clips
+# ------------------------------------------------------------------------------------------------------ clips
 
 
 @dataclass(frozen=True)
 class Shots:
-    """A clip put together from synthetic ones: (seed, frames) each, with a cut between. Objects and features change
-    at a cut, so that memories, pointers and scores of one clip differ."""
+    """A clip put together from synthetic ones: (seed, frames) each, with a cut between. Objects and features
+    change at a cut, so that memories, pointers and scores of one clip differ."""
 
     size_hw: tuple[int, int]
     shots: tuple[tuple[int, int], ...]
@@ -52,15 +52,15 @@ def write_jpegs(shots: Shots, folder: Path) -> Path:
     return folder
 
 
-# -------------------------------------------------------------------------------------------------------- steps
+# ------------------------------------------------------------------------------------------------------ steps
 
 Place = int | tuple[float, float]  # a shape's innermost pixel, or (x, y) in pixels of the clip
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """`add_new_points_or_box`: positive points `on`, negative points `off`, a `box` around a shape. `more` keeps the
-    points that are there; `relative` gives coordinates from 0 to 1."""
+    """`add_new_points_or_box`: positive points `on`, negative points `off`, a `box` around a shape. `more` keeps
+    the points that are there; `relative` gives coordinates from 0 to 1."""
 
     frame: int
     obj: int
@@ -117,8 +117,9 @@ Step = Prompt | MaskPrompt | Propagate | ClearPrompts | Remove | Reset
 class Scenario:
     """One session: a clip, the predictor's settings, and what is done in order.
 
-    `settings` are arguments of the predictor, `policy` those of the memory policy: `max_cond_frames`, `stride`.
-    `forced` names the tracked frames whose whole state is kept, to be compared alone: (step, frame, object).
+    `settings` are arguments of the predictor, `policy` those of its rules: `max_cond_frames`, `stride`. `forced`
+    names the frames that looked at memories and whose whole state is kept, to be compared alone: (step, frame,
+    object).
     """
 
     name: str
@@ -143,7 +144,7 @@ class Event:
     logits: np.ndarray
 
 
-# --------------------------------------------------------------------------------------------------------- play
+# ------------------------------------------------------------------------------------------------------- play
 
 
 def play(scenario: Scenario, predictor: Any, state: Any, progress: Any = None) -> Iterator[Event]:
@@ -200,3 +201,110 @@ def prompt_arguments(step: Prompt, shown: Clip) -> dict[str, Any]:
     if step.box is not None:
         arguments["box"] = shown.box_xyxy(step.frame, step.box) / np.tile(unit, 2)
     return arguments
+
+
+# ---------------------------------------------------------------------------------------------------- scenarios
+
+_SHOTS = Shots((120, 160), ((1, 10), (2, 8), (3, 8)))  # cuts before frames 10 and 18
+_SHORT = Shots((360, 480), ((4, 2), (5, 2)))
+_LONG = Shots((360, 480), ((4, 4), (5, 3), (6, 3)))
+
+# Policy, at a small image size.
+POLICY = (
+    # Two objects and a correction; by default it is lost when a pass goes over its frame again.
+    Scenario(
+        "correction",
+        _SHOTS,
+        (
+            Prompt(0, 1, on=(0,)),
+            Prompt(0, 2, box=1),
+            Propagate(),
+            Prompt(12, 1, on=(2,), off=(0,)),
+            Prompt(12, 1, on=((40.0, 30.0),), more=True),
+            Propagate(12, count=6),
+            Propagate(12, count=7, reverse=True),
+        ),
+        forced=((2, 5, 1), (2, 20, 2), (3, 12, 1), (6, 8, 2)),
+    ),
+    # A correction that conditions, by points and by mask; frames look at conditioning frames ahead of them.
+    Scenario(
+        "conditioning_correction",
+        _SHOTS,
+        (
+            MaskPrompt(3, 5, 0),
+            Prompt(3, 9, on=(1, 2)),
+            Propagate(count=14),
+            Prompt(11, 9, on=(0,), off=(1,)),
+            MaskPrompt(14, 5, 1),
+            Propagate(8, count=10),
+            Propagate(12, reverse=True),
+        ),
+        settings={"add_all_frames_to_correct_as_cond": True},
+        forced=((5, 9, 9), (6, 4, 5)),
+    ),
+    # Objects come late, get prompts on several frames, lose one, and go; a pass that the consumer leaves early.
+    Scenario(
+        "coming_and_going",
+        _SHOTS,
+        (
+            Prompt(2, 1, on=(0,)),
+            Propagate(count=8),
+            Prompt(6, 4, box=1, on=(1,), off=(2,)),
+            MaskPrompt(6, 7, 3),
+            Prompt(9, 7, on=(3,), relative=True),
+            Propagate(6, count=9),
+            Propagate(6, reverse=True),
+            ClearPrompts(9, 7),
+            Propagate(8, count=5, take=3),
+            Remove(4),
+            Prompt(20, 1, on=(1,)),
+            Propagate(19, count=4),
+        ),
+        forced=((5, 12, 7),),
+    ),
+    # Masks that may not overlap, an empty mask prompt, and a new start on the same state.
+    Scenario(
+        "overlap_and_reset",
+        _SHOTS,
+        (
+            Prompt(0, 3, on=(0,)),
+            Prompt(0, 1, box=3),
+            MaskPrompt(0, 2, 1),
+            MaskPrompt(0, 8, None),
+            Propagate(count=5),
+            Reset(),
+            Prompt(22, 6, on=(0, 1), off=(3,)),
+            Prompt(22, 2, box=1),
+            Propagate(reverse=True, count=6),
+        ),
+        settings={"non_overlap_masks": True},
+    ),
+    # Other rules of memory, and forgetting around prompts.
+    Scenario(
+        "other_rules",
+        _SHOTS,
+        (
+            Prompt(0, 1, on=(0,)),
+            Prompt(9, 1, on=(1,)),
+            Prompt(21, 1, box=2),
+            Propagate(),
+            Prompt(13, 1, on=(2,), off=(0,)),
+            Propagate(11, count=4),
+            Propagate(16, count=4, reverse=True),
+        ),
+        settings={"add_all_frames_to_correct_as_cond": True, "clear_non_cond_mem_around_input": True},
+        policy={"max_cond_frames": 2, "stride": 2},
+    ),
+)
+
+# Full size. The short one is for continuous integration.
+SHORT = Scenario("short", _SHORT, (Prompt(0, 1, on=(0,)), Propagate()), forced=((1, 3, 1),))
+FOUR_FRAMES = Scenario(
+    "four_frames", _SHORT, (Prompt(0, 1, on=(0,)), Prompt(0, 2, box=1), Propagate()), forced=((2, 3, 2),)
+)
+TEN_FRAMES = Scenario(
+    "ten_frames",
+    _LONG,
+    (Prompt(0, 1, on=(0,)), Prompt(0, 2, box=1), Propagate()),
+    forced=((2, 2, 1), (2, 9, 2)),
+)

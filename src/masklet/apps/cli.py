@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from masklet import __version__
-from masklet.apps import bench, export, inspect, manage, segment, terminal
+from masklet.apps import bench, export, inspect, manage, segment, terminal, track
 from masklet.errors import MaskletError
 
 DEBUG = "MASKLET_DEBUG"
@@ -80,10 +80,11 @@ def masklet(
         typer.Option("--debug", help=f"Show the traceback of an error; so does the variable {DEBUG}=1."),
     ] = False,
 ) -> None:
-    """Segment Anything on pictures, from the published checkpoints, without PyTorch."""
+    """Segment Anything on pictures and video, from the published checkpoints, without PyTorch."""
 
 
 app.command()(segment.segment)
+app.command(epilog=track.EXAMPLES)(track.track)
 app.command(rich_help_panel=MODELS)(manage.models)
 app.command(rich_help_panel=MODELS)(manage.pull)
 app.command(rich_help_panel=MODELS)(manage.info)

@@ -1,13 +1,13 @@
 """Outputs of `masklet track`: what a name after -o means, and the writers that it takes.
 
-In: the text of -o and the options that go with it. Out: writers of `masklet.io`. All that can be found out before
-the work is found out here. Knows nothing about models.
+In: the text of -o and the options that go with it. Out: writers of `masklet.io`. All that can be found out
+before the work is found out here. Knows nothing about models.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,15 +18,12 @@ from masklet.apps import terminal
 from masklet.errors import InputError, OutputError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from masklet.io.results import ResultWriter, RunSettings, Start
-    from masklet.types import Frame, FrameResult
+    from masklet.io.video import VideoSource
 
 Kind = Literal["stdout", "video", "folder", "json", "lines"]
 
 STDOUT = "-"
-_VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")  # as `io.result_video` has them, which brings numpy along
 _RESUMABLE: tuple[Kind, ...] = ("folder", "lines")
 
 
@@ -42,12 +39,12 @@ class Output:
 
 
 def parse_outputs(texts: Sequence[str], *, per_object: bool, masks: bool, resume: bool) -> list[Output]:
-    """What the texts after -o mean. Raises `typer.BadParameter`, and `InputError` for a suffix that nothing is
-    written as."""
+    """What the texts after -o mean. Raises `typer.BadParameter`, and `InputError` for a suffix that nothing
+    is written as."""
     if not texts:
         raise typer.BadParameter(
-            "where to? Give -o OUT.mp4 (or .mov, .mkv, .webm), -o FOLDER, -o OUT.json, -o OUT.jsonl, or -o - for "
-            "lines on standard output."
+            "where to? Give -o OUT.mp4 (or .mov, .mkv, .webm), -o FOLDER, -o OUT.json, -o OUT.jsonl, or -o - "
+            "for lines on standard output."
         )
     outputs = [_parse(text) for text in texts]
     kinds = [output.kind for output in outputs]
@@ -65,21 +62,23 @@ def parse_outputs(texts: Sequence[str], *, per_object: bool, masks: bool, resume
 
 
 def _parse(text: str) -> Output:
+    from masklet.io.result_video import VIDEO_SUFFIXES
+
     path = Path(text)
     suffix = path.suffix.lower()
     if text == STDOUT:
         return Output("stdout", path)
     if not suffix or text.endswith(("/", os.sep)) or path.is_dir():
         return Output("folder", path)
-    if suffix in _VIDEO_SUFFIXES:
+    if suffix in VIDEO_SUFFIXES:
         return Output("video", path)
     if suffix == ".json":
         return Output("json", path)
     if suffix == ".jsonl":
         return Output("lines", path)
     raise InputError(
-        f"Cannot write {text!r}: the suffix {suffix!r} is none of {', '.join(_VIDEO_SUFFIXES)}, .json and .jsonl. A "
-        "folder has no suffix, or ends with a slash."
+        f"Cannot write {text!r}: the suffix {suffix!r} is none of {', '.join(VIDEO_SUFFIXES)}, .json and "
+        ".jsonl. A folder has no suffix, or ends with a slash."
     )
 
 
@@ -104,5 +103,41 @@ def check_writable(outputs: Sequence[Output], video: str) -> None:
             raise OutputError(f"cannot write to {output}: {reason}.")
 
 
-class LinesOnStdout:
-    """JSON lines on standard output, each of them at once."""
+def open_writers(
+    outputs: Sequence[Output],
+    settings: RunSettings,
+    object_ids: Sequence[int],
+    source: VideoSource,
+    *,
+    per_object: bool,
+    masks: bool,
+    reverse: bool,
+    start: Start,
+) -> list[ResultWriter]:
+    """A writer for each output. Raises `OutputError` where there is something that `start` does not allow to
+    touch, `typer.BadParameter` for an id that a label map cannot hold."""
+    from masklet.io.label_map import MAX_OBJECT_ID
+    from masklet.io.result_folder import MaskFolder
+    from masklet.io.result_text import CocoDocument, JsonLines, PrintedLines
+    from masklet.io.result_video import OverlayVideo, ReplayedOverlay
+
+    writers: list[ResultWriter] = []
+    for output in outputs:
+        path = output.path
+        if output.kind == "stdout":
+            writers.append(PrintedLines(terminal.write, masks=masks))
+        elif output.kind == "lines":
+            writers.append(JsonLines(path, settings, masks=masks, start=start))
+        elif output.kind == "json":
+            writers.append(CocoDocument(path, settings, start=start))
+        elif output.kind == "video":
+            video = OverlayVideo(path, fps=source.fps, start=start)
+            writers.append(ReplayedOverlay(video, source.frames) if reverse else video)
+        else:
+            if not per_object and max(object_ids) > MAX_OBJECT_ID:
+                raise typer.BadParameter(
+                    f"object {max(object_ids)} does not fit into pictures with a palette, whose indices end "
+                    f"at {MAX_OBJECT_ID}; choose another number, or give --per-object."
+                )
+            writers.append(MaskFolder(path, settings, object_ids, per_object=per_object, start=start))
+    return writers

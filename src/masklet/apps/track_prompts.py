@@ -1,7 +1,8 @@
-"""Prompts of `masklet track`: what the command line, mask files and a prompts file say about objects in frames.
+"""Prompts of `masklet track`: what the command line, mask files and a prompts file say about objects in
+frames.
 
-In: text and files. Out: one `FramePrompt` for each object and frame that something is said about. What cannot be
-meant is a usage error (exit code 2). Knows nothing about models.
+In: text and files. Out: one `FramePrompt` for each object and frame that something is said about. What cannot
+be meant is a usage error (exit code 2). Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ KEYS = ("frame", "object", "points", "labels", "box", "mask")
 
 @dataclass(frozen=True)
 class Told:
-    """One statement: a point, a box or a mask file of an object in a frame. `object_id` None: a label map, which
-    names its objects itself."""
+    """One statement: a point, a box or a mask file of an object in a frame. `object_id` None: a label map,
+    which names its objects itself."""
 
     frame: int
     object_id: int | None
@@ -44,7 +45,9 @@ class Told:
 
 def parse_frame_point(text: str) -> Told:
     """The point of "FRAME:OBJ:X,Y" or "FRAME:OBJ:X,Y,LABEL". Raises `typer.BadParameter`."""
-    frame, object_id, rest = _split(text, POINT_FORM, "0:1:520,375, and ,0 behind it for a point off the object")
+    frame, object_id, rest = _split(
+        text, POINT_FORM, "0:1:520,375, and ,0 behind it for a point off the object"
+    )
     return Told(frame, object_id, point=parse_point(rest))
 
 
@@ -59,8 +62,8 @@ def parse_frame_mask(text: str) -> Told:
     found = re.fullmatch(r"(\d+):(?:(\d+):)?(.+)", text)
     if not found:
         raise typer.BadParameter(
-            f"got {text!r}; give {MASK_FORM}, for example 0:1:cup.png, or FRAME:FILE for a PNG with one colour "
-            "index for each object."
+            f"got {text!r}; give {MASK_FORM}, for example 0:1:cup.png, or FRAME:FILE for a PNG with one "
+            "colour index for each object."
         )
     object_id = None if found[2] is None else _object_id(int(found[2]), text)
     return Told(int(found[1]), object_id, mask=Path(found[3]))
@@ -75,7 +78,9 @@ def _split(text: str, form: str, example: str) -> tuple[int, int, str]:
 
 def _object_id(number: int, text: str) -> int:
     if number < 1:
-        raise typer.BadParameter(f"got object {number} in {text!r}; number objects from 1, 0 is the background.")
+        raise typer.BadParameter(
+            f"got object {number} in {text!r}; number objects from 1, 0 is the background."
+        )
     return number
 
 
@@ -85,9 +90,9 @@ def _object_id(number: int, text: str) -> int:
 def read_prompts_file(path: Path) -> list[Told]:
     """What a prompts file says: a JSON list of {"frame", "object", "points", "labels", "box", "mask"}.
 
-    `frame` is needed, and `object` unless `mask` is a label map; `points` are [x, y] with as many `labels` (all 1
-    without), `box` is [x0, y0, x1, y1], `mask` a file, relative to the folder of the prompts file. Raises
-    `InputError` for a file that is not JSON, `typer.BadParameter` for one that says something else.
+    `frame` is needed, and `object` unless `mask` is a label map; `points` are [x, y] with as many `labels`
+    (all 1 without), `box` is [x0, y0, x1, y1], `mask` a file, relative to the folder of the prompts file.
+    Raises `InputError` for a file that is not JSON, `typer.BadParameter` for one that says something else.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -103,18 +108,20 @@ def read_prompts_file(path: Path) -> list[Told]:
             f"{str(path)!r} holds {_kind(entries)}; a prompts file is a list of prompts, such as "
             '[{"frame": 0, "object": 1, "points": [[520, 375]]}].'
         )
-    told = []
-    for number, entry in enumerate(entries, 1):
-        try:
+    number, told = 0, []
+    try:
+        for number, entry in enumerate(entries, 1):  # noqa: B007 - for the message
             told += _told(entry, path.parent)
-        except typer.BadParameter as error:
-            raise typer.BadParameter(f"prompt {number} of {str(path)!r}: {error.message}") from error
+    except typer.BadParameter as error:
+        raise typer.BadParameter(f"prompt {number} of {str(path)!r}: {error.message}") from error
     return told
 
 
 def _told(entry: Any, folder: Path) -> list[Told]:
     if not isinstance(entry, dict):
-        raise typer.BadParameter(f'got {_kind(entry)}; give an object such as {{"frame": 0, "object": 1, ...}}.')
+        raise typer.BadParameter(
+            f'got {_kind(entry)}; give an object such as {{"frame": 0, "object": 1, ...}}.'
+        )
     for key in entry.keys() - set(KEYS):
         close = difflib.get_close_matches(key, KEYS, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
@@ -144,10 +151,14 @@ def _points(entry: Mapping[str, Any]) -> list[Point]:
     if not isinstance(points, list):
         raise typer.BadParameter(f"its points are {_kind(points)}; give a list of [x, y].")
     labels = [1] * len(points) if labels is None else labels
-    if not isinstance(labels, list) or len(labels) != len(points) or any(not _is_label(label) for label in labels):
+    if (
+        not isinstance(labels, list)
+        or len(labels) != len(points)
+        or any(not _is_label(label) for label in labels)
+    ):
         raise typer.BadParameter(
-            f"its labels are {json.dumps(labels)[:60]} for {len(points)} points; give one for each point, 1 on the "
-            "object or 0 off it."
+            f"its labels are {json.dumps(labels)[:60]} for {len(points)} points; give one for each point, 1 "
+            "on the object or 0 off it."
         )
     rows = [_row(point, 2, "points", "a list of [x, y]") for point in points]
     return [Point(x, y, label) for (x, y), label in zip(rows, labels, strict=True)]
@@ -160,7 +171,11 @@ def _is_label(value: Any) -> bool:
 def _row(value: Any, length: int, key: str, form: str) -> tuple[Any, ...]:
     numbers = value if isinstance(value, list) else []
     good = [number for number in numbers if isinstance(number, (int, float)) and not isinstance(number, bool)]
-    if len(numbers) != length or len(good) != length or any(abs(number) > 1e9 or number != number for number in good):
+    if (
+        len(numbers) != length
+        or len(good) != length
+        or any(abs(number) > 1e9 or number != number for number in good)
+    ):
         raise typer.BadParameter(f"its {key} hold {json.dumps(value)[:60]}; give {form}, in pixels.")
     return tuple(float(number) for number in good)
 
@@ -178,7 +193,7 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
-# ------------------------------------------------------------------------------------------------- all of them
+# ------------------------------------------------------------------------------------------------ all of them
 
 
 @dataclass(eq=False)
@@ -215,7 +230,8 @@ def gather(told: Sequence[Told]) -> list[FramePrompt]:
     statements contradict each other or there are none, `InputError` for files."""
     if not told:
         raise typer.BadParameter(
-            f"which object? Give --point {POINT_FORM} or --box {BOX_FORM} or --mask {MASK_FORM} or --prompts FILE."
+            f"which object? Give --point {POINT_FORM} or --box {BOX_FORM} or --mask {MASK_FORM} or --prompts "
+            "FILE."
         )
     prompts: dict[tuple[int, int], FramePrompt] = {}
     for item in told:
@@ -251,7 +267,8 @@ def _add(prompt: FramePrompt, item: Told, mask: np.ndarray | None) -> None:
     prompt.mask = prompt.mask if mask is None else mask
     if prompt.mask is not None and (prompt.points or prompt.box):
         raise typer.BadParameter(
-            f"{prompt} has a mask and also points or a box; a mask stands alone in its frame, so leave one out."
+            f"{prompt} has a mask and also points or a box; a mask stands alone in its frame, so leave one "
+            "out."
         )
 
 
@@ -262,7 +279,8 @@ def check_prompts(prompts: Sequence[FramePrompt], num_frames: int | None, size_h
     for prompt in prompts:
         if num_frames is not None and prompt.frame >= num_frames:
             raise typer.BadParameter(
-                f"{prompt}: there is no such frame; the video has {num_frames}, counted from 0 to {num_frames - 1}."
+                f"{prompt}: there is no such frame; the video has {num_frames}, counted from 0 to "
+                f"{num_frames - 1}."
             )
         if prompt.mask is not None:
             continue

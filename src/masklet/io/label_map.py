@@ -1,7 +1,7 @@
 """Label maps: PNGs with a palette, in which the index of a pixel is the id of the object there.
 
-In: masks with ids, or a file. Out: such a file as DAVIS and others store annotations, or one mask for each id.
-Knows nothing about videos or models.
+In: masks with ids, or a file. Out: such a file as DAVIS and others store annotations, or one mask for each
+id. Knows nothing about videos or models.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def label_map(masks: Iterable[tuple[int, float, np.ndarray]], size_hw: tuple[int
     ):  # the winner is painted last
         if not 1 <= object_id <= MAX_OBJECT_ID:
             raise InputError(
-                f"Object {object_id} does not fit into a label map, whose ids are 1 to {MAX_OBJECT_ID}; choose "
-                "another id, or write a folder for each object."
+                f"Object {object_id} does not fit into a label map, whose ids are 1 to {MAX_OBJECT_ID}; "
+                "choose another id, or write a folder for each object."
             )
         labels[mask] = object_id
     return labels
@@ -65,14 +65,15 @@ def read_label_map(path: str | os.PathLike[str]) -> dict[int, np.ndarray]:
     """The objects of a label map: id -> (H, W) bool, ids ascending.
 
     The file has a palette, whose indices are the ids, or is 8-bit grey, whose values are. Raises `InputError`
-    for another kind of picture, one without objects, and a black and white one, which does not name its object.
+    for another kind of picture, one without objects, and a black and white one, which does not name its
+    object.
     """
     name = repr(os.fsdecode(path))
     image = open_picture(path)
     if image.mode not in ("P", "L"):
         raise InputError(
-            f"{name} has no palette (its mode is {image.mode}), so it does not say which object is where. Save it "
-            "with one colour index for each object, or name the object that it is the mask of."
+            f"{name} has no palette (its mode is {image.mode}), so it does not say which object is where. "
+            "Save it with one colour index for each object, or name the object that it is the mask of."
         )
     labels = np.asarray(image)
     ids = [int(value) for value in np.unique(labels) if value]

@@ -58,11 +58,11 @@ def draw_overlay(
     """Masks as translucent colour with a sharp outline, boxes, and points (green + on the object, red - off).
 
     `masks` is (H, W), (..., H, W) or a list of such: bool, or numbers of which the positive ones count. Each
-    has a colour of its own, from `colours` or else the palette, and smaller ones lie on top. `names` are short
-    texts, one for each mask, drawn beside those that are not empty. `points` (..., 2) are (x, y) in pixels with
-    `labels` 1 or 0 (others are not drawn; all 1 if None), `boxes` (..., 4) xyxy in pixels. `alpha` (0 to 1)
-    is how much of the picture the colour hides. Returns a new (H, W, 3) uint8 array; raises `InputError`
-    where shapes do not fit.
+    has a colour of its own, from `colours` or else the palette, and smaller ones lie on top. `names` are
+    short texts, one for each mask, drawn beside those that are not empty. `points` (..., 2) are (x, y) in
+    pixels with `labels` 1 or 0 (others are not drawn; all 1 if None), `boxes` (..., 4) xyxy in pixels.
+    `alpha` (0 to 1) is how much of the picture the colour hides. Returns a new (H, W, 3) uint8 array; raises
+    `InputError` where shapes do not fit.
     """
     from PIL import Image
 

@@ -1,7 +1,7 @@
 """Results as folders of PNGs, one for each frame: label maps, or a folder of masks for each object.
 
-In: results, frame by frame. Out: DIR/00000.png, or DIR/OBJECT/00000.png, and DIR/masklet.json with the settings,
-which tells a later run whether it may continue. Each PNG appears whole. Knows nothing about models.
+In: results, frame by frame. Out: DIR/00000.png, or DIR/OBJECT/00000.png, and DIR/masklet.json with the
+settings, which tells a later run whether it may continue. Each PNG appears whole. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -90,13 +90,13 @@ class MaskFolder(ResultWriter):
         stored = _stored_settings(self._path / SETTINGS)
         if not is_header(stored):
             raise OutputError(
-                f"cannot write to {name}: it is not empty, and holds no earlier results of masklet track. Nothing was "
-                "touched; give another folder."
+                f"cannot write to {name}: it is not empty, and holds no earlier results of masklet track. "
+                "Nothing was touched; give another folder."
             )
         if self._start == "new":
             raise OutputError(
-                f"cannot write to {name}: it holds earlier results. Give --resume to add the frames that are missing, "
-                "--overwrite to replace them, or another folder."
+                f"cannot write to {name}: it holds earlier results. Give --resume to add the frames that are "
+                "missing, --overwrite to replace them, or another folder."
             )
         if self._start == "resume":
             self._settings.check_resumes(stored, self._layout, name)

@@ -1,7 +1,7 @@
 """Results as text: JSON lines, one for each frame, and one COCO document for all.
 
-In: results, frame by frame. Out: a .jsonl file that grows by a line a frame, or a .json file that appears when it
-is finished. Masks are COCO run lengths. Knows nothing about models.
+In: results, frame by frame. Out: a .jsonl file that grows by a line a frame, or a .json file that appears
+when it is finished. Masks are COCO run lengths. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,8 @@ class JsonLines(ResultWriter):
                     if not isinstance(content, dict) or not isinstance(content.get("index"), int):
                         if next(file, None) is not None:
                             raise OutputError(
-                                f"cannot resume {name}: line {number} is not one that masklet track wrote. Start anew "
-                                "with --overwrite or another name."
+                                f"cannot resume {name}: line {number} is not one that masklet track wrote. "
+                                "Start anew with --overwrite or another name."
                             )
                         break  # where the run before was cut off
                     there.add(content["index"])
@@ -119,6 +120,18 @@ class JsonLines(ResultWriter):
                 raise
             raise OutputError(f"cannot resume {name}: {error.strerror or error}.") from error
         self._keep, self._there = end, frozenset(there)
+
+
+class PrintedLines(ResultWriter):
+    """The same lines, without the settings, given to a function one by one."""
+
+    def __init__(self, write: Callable[[str], None], *, masks: bool = True) -> None:
+        self._write = write
+        self._masks = masks
+
+    def write(self, result: FrameResult, pixels: np.ndarray | None = None) -> None:
+        """Hand over a line."""
+        self._write(frame_line(result, masks=self._masks) + "\n")
 
 
 def _parsed(line: bytes) -> Any:
@@ -191,7 +204,8 @@ class CocoDocument(ResultWriter):
         self._count += len(entries)
 
     def finish(self) -> None:
-        """Close the document. Where the disk is full, last frames make room for its end, and an error says so."""
+        """Close the document. Where the disk is full, last frames make room for its end, and an error says
+        so."""
         file, self._file = self._file, None
         if file is None:
             return

@@ -1,7 +1,7 @@
 """Results as a video: the pictures with the objects drawn over them.
 
-In: results and pictures, frame by frame. Out: an .mp4, .mov, .mkv or .webm without sound, with the times of its
-source. The file appears when it is finished. Knows nothing about models.
+In: results and pictures, frame by frame. Out: an .mp4, .mov, .mkv or .webm without sound, with the times of
+its source. The file appears when it is finished. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 DEFAULT_FPS = 25.0  # of sources without a clock, such as folders of pictures
 
-# Seconds are told in these units: whole numbers at 23.976 (rounded by 8 us), 24, 25, 29.97, 30, 50 and 60 frames a
-# second. MPEG-4 takes no finer unit than 1/65535.
+# Seconds are told in these units: whole numbers at 23.976 (rounded by 8 us), 24, 25, 29.97, 30, 50 and 60
+# frames a second. MPEG-4 takes no finer unit than 1/65535.
 _UNIT = Fraction(1, 60000)
 _MAX_KEYFRAME_DISTANCE = 30  # frames; what a full disk can cost, and what a player decodes after a jump
 
@@ -43,8 +43,8 @@ _BT709 = 1  # the colour description of high-definition video, FFmpeg's number
 
 @dataclass(frozen=True)
 class _Encoder:
-    """An encoder of FFmpeg's by name, and its settings. None of them reorders frames ("bf"): with variable frame
-    rates, that would make the file end before its last frame."""
+    """An encoder of FFmpeg's by name, and its settings. None of them reorders frames ("bf"): with variable
+    frame rates, that would make the file end before its last frame."""
 
     name: str
     options: dict[str, str]
@@ -56,8 +56,9 @@ _MPEG4 = _Encoder("mpeg4", {"flags": "+qscale", "global_quality": str(3 * 118), 
 _VP9 = _Encoder("libvpx-vp9", {"crf": "30", "b": "0", "deadline": "realtime", "cpu-used": "5", "row-mt": "1"})
 _VP8 = _Encoder("libvpx", {"crf": "10", "b": "6000000", "deadline": "realtime", "cpu-used": "5"})
 
-# Suffix: FFmpeg's name of the container, its options, and encoders, the first available one is taken. An .mp4 is
-# written in fragments, so that a full disk leaves a playable file, and becomes a plain one when it is finished.
+# Suffix: FFmpeg's name of the container, its options, and encoders, the first available one is taken. An .mp4
+# is written in fragments, so that a full disk leaves a playable file, and becomes a plain one when it is
+# finished.
 _CONTAINERS: dict[str, tuple[str, dict[str, str], tuple[_Encoder, ...]]] = {
     ".mp4": ("mp4", {"movflags": "+hybrid_fragmented"}, (_H264, _OPENH264, _MPEG4)),
     ".mov": ("mov", {"movflags": "+hybrid_fragmented"}, (_H264, _OPENH264, _MPEG4)),
@@ -73,8 +74,8 @@ class OverlayVideo(ResultWriter):
     needs_pixels = True
 
     def __init__(self, path: Path, *, fps: float | None = None, start: Start = "new") -> None:
-        """`fps` is the source's mean rate: how long the last frame lasts, and all of them where frames have no
-        time. Raises `OutputError` where there is a file that `start` does not allow to touch."""
+        """`fps` is the source's mean rate: how long the last frame lasts, and all of them where frames have
+        no time. Raises `OutputError` where there is a file that `start` does not allow to touch."""
         check_file(path, start, resumable=False)
         self._path = path
         self._fps = fps or DEFAULT_FPS
@@ -130,8 +131,8 @@ class OverlayVideo(ResultWriter):
 
 
 class ReplayedOverlay(ResultWriter):
-    """An overlay of results that come last frame first: they are kept, as run lengths, and drawn at the end, so that
-    the video plays forward. A few kilobytes for each object and frame."""
+    """An overlay of results that come last frame first: they are kept, as run lengths, and drawn at the end,
+    so that the video plays forward. A few kilobytes for each object and frame."""
 
     def __init__(self, video: OverlayVideo, frames: Callable[[int, int], Iterator[Frame]]) -> None:
         """`frames(start, stop)` gives the source's frames once more."""
@@ -312,7 +313,6 @@ def _first_available(encoders: tuple[_Encoder, ...], suffix: str) -> _Encoder:
             return encoder
     names = ", ".join(encoder.name for encoder in encoders)
     raise OutputError(
-        f"cannot write {suffix} video: this build of PyAV has none of the encoders {names}. Install PyAV from its "
-        "published wheels, or choose another output, such as a folder."
+        f"cannot write {suffix} video: this build of PyAV has none of the encoders {names}. Install PyAV "
+        "from its published wheels, or choose another output, such as a folder."
     )
-

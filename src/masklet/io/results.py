@@ -1,4 +1,5 @@
-"""What all outputs of tracking share: the interface of a writer, and the settings that a resumed run must repeat.
+"""What all outputs of tracking share: the interface of a writer, and the settings that a resumed run must
+repeat.
 
 In: results, frame by frame. Out: files, which other modules of this folder write. Knows nothing about models.
 """
@@ -24,8 +25,8 @@ FORMAT = "masklet-track-1"
 
 
 class ResultWriter(ABC):
-    """Where results go. Nothing is written before the first `write`; `finish` makes the files complete and valid
-    for the frames that they have, also after an error and with none at all."""
+    """Where results go. Nothing is written before the first `write`; `finish` makes the files complete and
+    valid for the frames that they have, also after an error and with none at all."""
 
     needs_pixels = False  # whether `write` must be given the frame's picture
 
@@ -63,8 +64,8 @@ class RunSettings:
                 f"{key} was {_short(stored.get(key))}, now {_short(wanted.get(key))}" for key in changed
             )
             raise OutputError(
-                f"cannot resume {name}, it was written with other settings: {told}. Repeat the settings, or start "
-                "anew with --overwrite or another output."
+                f"cannot resume {name}, it was written with other settings: {told}. Repeat the settings, or "
+                "start anew with --overwrite or another output."
             )
 
 
@@ -78,7 +79,8 @@ def check_file(path: Path, start: Start, *, resumable: bool) -> None:
     if start == "new":
         resume = "--resume to add the frames that are missing, " if resumable else ""
         raise OutputError(
-            f"cannot write to {name}: there is such a file. Give {resume}--overwrite to replace it, or another name."
+            f"cannot write to {name}: there is such a file. Give {resume}--overwrite to replace it, or "
+            "another name."
         )
 
 

@@ -1,24 +1,23 @@
-"""Video files and cameras through PyAV.
+"""Video files through PyAV.
 
-In: the path of a file with a video stream, or a camera's number. Out: frames as (H, W, 3) uint8 RGB, turned as the
-file says, with rank and time. Knows nothing about threads, folders of pictures or models.
+In: the path of a file with a video stream. Out: frames as (H, W, 3) uint8 RGB, turned as the file says, with
+rank and time. Knows nothing about other sources of frames, threads or models.
 
-A file's frames are found by reading its packets once, without decoding them. A frame is known by its rank among
-the times of presentation, which also tell the keyframe that decoding starts from.
+A file's frames are found by reading its packets once, without decoding them. A frame is known by its rank
+among the times of presentation, which also tell the keyframe that it is decoded from.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import threading
 from array import array
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,13 +31,14 @@ if TYPE_CHECKING:
     from av.video.frame import VideoFrame
 
 Cancelled = Callable[[], bool]
+Frames = Generator[Frame, None, None]
 
 # Decoded pixels that one pass holds at a time: a reverse pass's group, and the frames ahead of the caller.
 HELD_BYTES = 256 << 20
 FRAMES_AHEAD = 4
 
-# FFmpeg's names of the containers that are read. It knows hundreds more, among them playlists, which open other
-# files, and text files, which it shows as pictures.
+# FFmpeg's names of the containers that are read. It knows hundreds more, among them playlists, which open
+# other files, and text files, which it shows as pictures.
 _FORMATS = "mov,matroska,gif,avi,mpegts,mpeg,flv,asf"
 _FORMATS_SHOWN = "mp4, mov, webm, mkv, gif, avi, ts, mpg, flv and wmv"
 
@@ -67,7 +67,7 @@ def check_size(size_hw: tuple[int, int], expected_hw: tuple[int, int], index: in
     """Raises `InputError` for a frame that is not of the expected size."""
     if size_hw != expected_hw:
         raise InputError(
-            f"Frame {index} of {name} is {size_hw[0]} x {size_hw[1]} (height x width), but all frames must be "
+            f"Frame {index} of {name} is {size_hw[0]} x {size_hw[1]} (height x width), all frames must be "
             f"{expected_hw[0]} x {expected_hw[1]}. Scale them to one size, or use the parts one by one."
         )
 
@@ -204,8 +204,8 @@ def _check_pixels(width: int, height: int, name: str) -> int | None:
     limit = None if Image.MAX_IMAGE_PIXELS is None else 2 * Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
         raise InputError(
-            f"{name} has too many pixels: its frames are {width} x {height}, the limit is {limit} pixels. Scale it "
-            "down first, or raise PIL.Image.MAX_IMAGE_PIXELS."
+            f"{name} has too many pixels: its frames are {width} x {height}, the limit is {limit} pixels. "
+            "Scale it down first, or raise PIL.Image.MAX_IMAGE_PIXELS."
         )
     return limit
 
@@ -213,7 +213,7 @@ def _check_pixels(width: int, height: int, name: str) -> int | None:
 # ----------------------------------------------------------------------------------------------------- pixels
 
 
-class _Converter:
+class Converter:
     """Decoded pictures as RGB arrays, upright. For many pictures, one thread at a time."""
 
     def __init__(self) -> None:
@@ -222,6 +222,11 @@ class _Converter:
     def __call__(self, picture: VideoFrame) -> np.ndarray:
         rgb = self._reformatter.reformat(picture, format="rgb24").to_ndarray()
         return np.array(_upright(rgb, picture), order="C")  # a copy: the memory is FFmpeg's
+
+
+def size_hw_of(pixels: np.ndarray) -> tuple[int, int]:
+    """Height and width of a picture."""
+    return pixels.shape[0], pixels.shape[1]
 
 
 def _upright(pixels: np.ndarray, picture: VideoFrame) -> np.ndarray:
@@ -245,11 +250,11 @@ class _Decoder:
     def __init__(self, path: str, index: Index) -> None:
         self._av = import_av()
         self._path, self._index = path, index
-        self.pixels = _Converter()
+        self.pixels = Converter()
         self._container, self.stream = _open(path)
         self._is_fresh = True  # nothing was read yet
         self._error: Exception | None = None
-        # AVI has no times of presentation, and those that FFmpeg makes up are wrong where frames are reordered.
+        # AVI has no times of presentation. Those that FFmpeg makes up are wrong where frames are reordered.
         is_avi, codec = self._container.format.name == "avi", self.stream.codec_context.name
         self._is_counted = is_avi and codec in ("h264", "hevc")
 
@@ -361,38 +366,42 @@ class _Decoder:
 class VideoFile:
     """The frames of a video file, known by their rank in order of presentation.
 
-    `size_hw` is that of the upright pictures, `fps` the mean, or None where nothing tells it, and `damage` says
-    why the file ends before it should, or is None. Raises `InputError` for what is no video, has no frame that
-    can be decoded, or more pixels than a picture may have.
+    `size_hw` is that of the upright pictures, `fps` the mean, or None where nothing tells it, and `damage`
+    says why the file ends before it should, or is None. Raises `InputError` for what is no video, has no
+    frame that can be decoded, or more pixels than a picture may have.
     """
 
     def __init__(self, path: str) -> None:
         index = _read_index(path)
         if not len(index.pts):
-            raise InputError(f"{path!r} has no frames{index.damage and f': {index.damage}' or ''}; {_REPAIR}.")
+            raise InputError(
+                f"{path!r} has no frames{(index.damage and f': {index.damage}') or ''}; {_REPAIR}."
+            )
         with closing(_Decoder(path, index)) as decoder:
             rank, picture = decoder.first()
-            self.size_hw: tuple[int, int] = decoder.pixels(picture).shape[:2]
+            self.size_hw = size_hw_of(decoder.pixels(picture))
             rate = decoder.stream.average_rate
         # Nothing before the first whole picture can be shown, as where a recording starts within a group.
-        self._path, self._index = path, replace(index, pts=index.pts[rank:])
+        self.name, self._path, self._index = repr(path), path, replace(index, pts=index.pts[rank:])
         self.num_frames = len(self._index.pts)
         seconds = self._index.seconds(self.num_frames - 1)
         self.fps = (self.num_frames - 1) / seconds if seconds > 0 else float(rate or 0) or None
-        self.damage = index.damage and f"{path!r} has {self.num_frames} whole frames, {index.damage}; {_REPAIR}."
+        self.damage = (
+            index.damage and f"{path!r} has {self.num_frames} whole frames, {index.damage}; {_REPAIR}."
+        )
         self._lock = threading.Lock()  # the following serve `frame`
         self._decoder: _Decoder | None = None
-        self._ahead: Iterator[VideoFrame] = iter(())
+        self._ahead: Iterator[VideoFrame] | None = None  # gives the frame `_next`
         self._next = 0
         self._recent: deque[Frame] = deque(maxlen=frames_ahead(self.size_hw))
 
-    def forward(self, start: int, stop: int, is_cancelled: Cancelled = never) -> Iterator[Frame]:
+    def forward(self, start: int, stop: int, is_cancelled: Cancelled = never) -> Frames:
         """Frames start .. stop - 1."""
         with closing(_Decoder(self._path, self._index)) as decoder:
             for index, picture in enumerate(decoder.read(start, stop, is_cancelled), start):
                 yield self._frame(index, decoder.pixels(picture))
 
-    def backward(self, start: int, stop: int, is_cancelled: Cancelled = never) -> Iterator[Frame]:
+    def backward(self, start: int, stop: int, is_cancelled: Cancelled = never) -> Frames:
         """Frames start, start - 1 .. stop + 1, a group of pictures at a time.
 
         A group of more than `HELD_BYTES` is decoded several times, and the last frames of it are kept.
@@ -417,49 +426,25 @@ class VideoFile:
                 if frame.index == index:
                     return frame
             first = self._index.rank_of(self._index.key_before(index))
+            decoder = self._decoder = self._decoder or _Decoder(self._path, self._index)
             if self._ahead is None or not first <= self._next <= index:
-                self._decoder = self._decoder or _Decoder(self._path, self._index)
-                self._ahead, self._next = self._decoder.read(index, self.num_frames, never), index
+                self._ahead, self._next = decoder.read(index, self.num_frames, never), index
             ahead, self._ahead = self._ahead, None  # not used again if it fails
-            for picture in ahead:
-                self._next += 1
-                if self._next > index:
-                    break
-            frame = self._frame(index, self._decoder.pixels(picture))
-            self._ahead = ahead
+            picture = next(islice(ahead, index - self._next, None))
+            frame = self._frame(index, decoder.pixels(picture))
+            self._ahead, self._next = ahead, index + 1
             self._recent.append(frame)
             return frame
 
     def _frame(self, index: int, pixels: np.ndarray) -> Frame:
-        check_size(pixels.shape[:2], self.size_hw, index, repr(self._path))
+        check_size(size_hw_of(pixels), self.size_hw, index, repr(self._path))
         return Frame(index, self._index.seconds(index), pixels)
 
     def close(self) -> None:
-        """Close the file that `frame` keeps open."""
+        """Close what `frame` keeps open."""
         with self._lock:
             self._ahead = None
+            self._recent.clear()
             if self._decoder is not None:
                 self._decoder.close()
                 self._decoder = None
-            self._recent.clear()
-
-
-# ----------------------------------------------------------------------------------------------------- camera
-
-
-class Camera:
-    """A camera's pictures as they come. Raises `InputError` where it does not open or stops."""
-
-    def __init__(self, number: int) -> None:
-        av = import_av()
-        self._name, self._is_first = f"camera {number}", True
-        try:
-            format_name, address, options = _camera_address(number)
-            self._container = av.open(address, format=format_name, options=options)
-        except (av.FFmpegError, OSError, ValueError, LookupError) as error:
-            raise InputError(
-                f"Cannot open {self._name} ({getattr(error, 'strerror', None) or error}). Check that it is "
-                f"connected, that no other program uses it and that this one may ({_CAMERA_HINT}); the first camera "
-                "is 0."
-            ) from error
-        ...

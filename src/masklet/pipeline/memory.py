@@ -107,7 +107,7 @@ class ReferencePolicy:
     def __post_init__(self) -> None:
         if self.stride < 1 or (self.max_cond_frames != -1 and self.max_cond_frames < 2):
             raise InputError(
-                f"stride is {self.stride} and max_cond_frames {self.max_cond_frames}; give 1 or more, and 2 or "
+                f"stride is {self.stride}, max_cond_frames {self.max_cond_frames}; give 1 or more, and 2 or "
                 "more or -1 for all."
             )
 
