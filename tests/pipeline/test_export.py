@@ -19,6 +19,7 @@ from masklet.errors import InputError, OutputError
 from masklet.io import atomic
 from masklet.pipeline import export as export_module
 from masklet.pipeline.export import export
+from masklet.pipeline.postprocess import resize_logits
 
 PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 FILES = ["decode_masks.onnx", "encode_image.onnx", "encode_mask.onnx", "encode_points.onnx", "manifest.json"]
@@ -60,6 +61,23 @@ def test_a_published_network_has_its_name_and_licence(model, tmp_path, monkeypat
     monkeypatch.setattr(export_module.sam2, "preset_name", lambda config: "sam2.1_hiera_tiny")
     manifest = json.loads(export(model, tmp_path / "out", stages=["encode_points"]).read_text())
     assert (manifest["model"], manifest["licence"]) == ("sam2.1_hiera_tiny", "Apache-2.0")
+
+
+def test_tracking_stages(model, tmp_path):
+    manifest = json.loads(export(model, tmp_path / "out", video=True).read_text())
+    ports = {stage["name"]: stage for stage in manifest["stages"]}
+    assert list(ports)[4:] == [
+        "begin_frame",
+        "attend_memory",
+        "encode_memory",
+        "point_to_object",
+        "shrink_mask",
+    ]
+    assert "stride16" in [port["name"] for port in ports["encode_image"]["outputs"]]
+    for stage in ports.values():
+        for port in stage["inputs"] + stage["outputs"]:
+            assert {size for size in port["shape"] if isinstance(size, str)} <= manifest["sizes"].keys()
+    assert manifest["tracking"]["absent_logit"] == -1024
 
 
 def test_another_input_size(tmp_path):
@@ -227,8 +245,29 @@ def test_the_pages_example_gives_our_mask(model, workplace):
 
 def test_the_pages_example_on_openvino(model, workplace):
     pytest.importorskip("openvino")
-    example, on_openvino = blocks()
+    example, on_openvino, _ = blocks()
     body, rest = example.split("# Encode the picture", 1)
     exec(compile(body + on_openvino + "# Encode the picture" + rest, str(PAGE), "exec"), {})
     mask, _ = expected_answer(model, workplace)
     assert (np.asarray(Image.open("mask.png")) == mask).mean() > 0.9999
+
+
+def test_the_pages_tracking_gives_our_logits(model, tmp_path, monkeypatch):
+    export(model, tmp_path / "exported", video=True)
+    size = model.image_size  # nothing to resize: pictures and frames are resized in different ways
+    image = testing.synthetic_scene(3, (size, size)).image
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(image).save("photo.png")
+    click, _, tracking = (block.replace("photo.jpg", "photo.png") for block in blocks())
+    space: dict = {}
+    exec(compile(click.replace("x, y = 500, 375", "x, y = 60, 50") + tracking, str(PAGE), "exec"), space)
+
+    predictor = masklet.VideoPredictor(model, fill_hole_area=0)
+    state = predictor.init_state([image] * 16)
+    predictor.add_new_points_or_box(state, 0, 1, points=[[60, 50]], labels=[1])
+    *_, (index, _, logits) = predictor.propagate_in_video(state, max_frame_num_to_track=1)
+    answer = space["answer"]
+    chosen = answer["logits"][:, 1 + answer["iou"][0, 1:].argmax()]
+    chosen = np.where(answer["object_score"][..., None] > 0, chosen, -1024)
+    assert index == 1
+    np.testing.assert_allclose(resize_logits(chosen, (size, size)), logits[:, 0], atol=2e-4)

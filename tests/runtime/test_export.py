@@ -113,7 +113,7 @@ def test_ports_have_numbers_and_named_sizes(stages):
     assert inputs == (
         Port("stride4", "float32", (1, 1024, 8)),
         Port("stride8", "float32", (1, 256, 16)),
-        Port("embedding", "float32", (1, 64, 64)),
+        Port("embedding", "float32", ("E", 64, 64)),
         Port("sparse", "float32", ("B", "N", 64)),
         Port("dense", "float32", ("D", "P", 64)),
     )

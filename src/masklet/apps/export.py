@@ -24,9 +24,11 @@ def export(
             "--stage",
             metavar="NAME",
             show_default="all",
-            help="encode_image, encode_points, encode_mask or decode_masks. Repeat for more.",
+            help="encode_image, encode_points, encode_mask, decode_masks; with --video also begin_frame, "
+            "attend_memory, encode_memory, point_to_object, shrink_mask. Repeat for more.",
         ),
     ] = None,
+    video: Annotated[bool, typer.Option("--video", help="What tracking needs, too.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier export in that folder.")
     ] = False,
@@ -45,6 +47,7 @@ def export(
         loaded,
         folder,
         stages=stage,
+        video=video,
         overwrite=overwrite,
         on_stage=lambda name: terminal.note(f"Writing {name}"),
     )

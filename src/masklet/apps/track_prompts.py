@@ -59,14 +59,14 @@ def parse_frame_box(text: str) -> Told:
 
 def parse_frame_mask(text: str) -> Told:
     """The file of "FRAME:OBJ:FILE", or of "FRAME:FILE" for a label map. Raises `typer.BadParameter`."""
-    found = re.fullmatch(r"(\d+):(?:(\d+):)?(.+)", text)
+    found = re.fullmatch(r"(\d+):(?:(\d+):(.+)|(?!\d+:)(.+))", text)
     if not found:
         raise typer.BadParameter(
             f"got {text!r}; give {MASK_FORM}, for example 0:1:cup.png, or FRAME:FILE for a PNG with one "
             "colour index for each object."
         )
     object_id = None if found[2] is None else _object_id(int(found[2]), text)
-    return Told(int(found[1]), object_id, mask=Path(found[3]))
+    return Told(int(found[1]), object_id, mask=Path(found[3] or found[4]))
 
 
 def _split(text: str, form: str, example: str) -> tuple[int, int, str]:

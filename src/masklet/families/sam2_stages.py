@@ -110,31 +110,35 @@ def decode_masks(op: Ops, net: Sam2, config: Sam2Config, size: int) -> Outputs:
 
 
 def begin_frame(op: Ops, net: Sam2, config: Sam2Config, size: int) -> Outputs:
-    """stride16 of `encode_image` -> what tracking needs of a frame, whatever the object: `tokens` and
-    `queries` for `attend_memory`, `pixels` for `encode_memory`."""
+    """stride16 of `encode_image` -> what tracking needs of a frame, whatever the object: `frame_tokens` and
+    `frame_queries` for `attend_memory`, `frame_pixels` for `encode_memory`."""
     orders, block = stage_orders(config.trunk, size, nested=op.dialect != "plain")
     order = orders[2]
     features = _input(op, "stride16", (1, len(order.slots), config.d_model))
     tokens, queries = net.memory_attention.begin(op, features, order, _third(block))
-    return {"tokens": tokens, "queries": queries, "pixels": net.memory_encoder.begin(op, features, order)}
+    return {
+        "frame_tokens": tokens,
+        "frame_queries": queries,
+        "frame_pixels": net.memory_encoder.begin(op, features, order),
+    }
 
 
 def attend_memory(op: Ops, net: Sam2, config: Sam2Config, size: int) -> Outputs:
-    """A frame and what B objects remember -> its features, conditioned on it, one set per object.
+    """A frame and what B objects remember -> its embedding, conditioned on it, one for each object.
 
-    memories (B, F, T, M) in raster order and slots (B, F), their rows in the table of ages; pointers (B, P,
-    C) and distances (B, P) in time, in units of the farthest (2.1 alone has this input).
+    memories (B, F, T, M) in raster order and slots (B, F), their rows in the table of ages; pointers (B, Q,
+    C) and distances (B, Q) in time, in units of the farthest (2.1 alone has this input).
     """
     orders, block = stage_orders(config.trunk, size, nested=op.dialect != "plain")
     order, width = orders[2], config.d_model
     count = len(order.slots)
-    tokens = _input(op, "tokens", (1, count, width))
-    queries = _input(op, "queries", (1, count, width))
+    tokens = _input(op, "frame_tokens", (1, count, width))
+    queries = _input(op, "frame_queries", (1, count, width))
     memories = _input(op, "memories", ("B", "F", count, config.memory_dim))
     slots = _input(op, "slots", ("B", "F"), ir.DataType.INT64)
-    pointers = _input(op, "pointers", ("B", "P", width))
+    pointers = _input(op, "pointers", ("B", "Q", width))
     timed = config.version == "2.1"
-    distances = _input(op, "distances", ("B", "P")) if timed else None
+    distances = _input(op, "distances", ("B", "Q")) if timed else None
 
     sequence = MemoryTokens(net.maskmem_tpos_enc, net.obj_ptr_tpos_proj if timed else None, width)
     memory = sequence(op, memories, slots, pointers, distances, order.grid_hw)
@@ -145,15 +149,15 @@ def attend_memory(op: Ops, net: Sam2, config: Sam2Config, size: int) -> Outputs:
 
 
 def encode_memory(op: Ops, net: Sam2, config: Sam2Config, size: int) -> Outputs:
-    """pixels of `begin_frame`, mask logits (B, 1, S / 4, S / 4), binary (1,), object_score (B, 1) ->
+    """frame_pixels, mask_logits (B, 1, S / 4, S / 4), binary (1,), object_score (B, 1) ->
     memories.
 
     memories (B, T, M), raster order. `binary` cuts the mask at zero instead of softening it.
     """
     orders, _ = stage_orders(config.trunk, size, nested=op.dialect != "plain")
     grid = orders[2].grid_hw
-    pixels = _input(op, "pixels", (1, grid[0] * grid[1], config.d_model))
-    logits = _input(op, "logits", ("B", 1, size // 4, size // 4))
+    pixels = _input(op, "frame_pixels", (1, grid[0] * grid[1], config.d_model))
+    logits = _input(op, "mask_logits", ("B", 1, size // 4, size // 4))
     binary = _input(op, "binary", (1,), ir.DataType.BOOL)
     score = _input(op, "object_score", ("B", 1))
     memories = net.memory_encoder(op, pixels, logits, binary, grid)
@@ -165,21 +169,21 @@ def encode_memory(op: Ops, net: Sam2, config: Sam2Config, size: int) -> Outputs:
 
 
 def point_to_object(op: Ops, net: Sam2, config: Sam2Config, size: int) -> Outputs:
-    """tokens (B, C) of the kept masks, object_score (B, 1) -> pointers (B, C); one of its own for absent
+    """mask_token (B, C) of the kept masks, object_score (B, 1) -> pointers (B, C); one of its own for absent
     objects."""
-    tokens = _input(op, "tokens", ("B", config.d_model))
+    tokens = _input(op, "mask_token", ("B", config.d_model))
     score = _input(op, "object_score", ("B", 1))
     there = op.Greater(score, op.constant(0.0))
     return {"pointers": op.Where(there, net.obj_ptr_proj(op, tokens), op.weight("same", net.no_obj_ptr))}
 
 
 def shrink_mask(op: Ops, net: Sam2, config: Sam2Config, size: int) -> Outputs:
-    """mask (B, 1, S, S) of zeros and ones -> low_res (B, 1, S / 4, S / 4) for `encode_mask`."""
-    mask = _input(op, "mask", ("B", 1, size, size))
+    """mask_prompt (B, 1, S, S) of zeros and ones -> mask (B, 1, S / 4, S / 4) for `encode_mask`."""
+    mask = _input(op, "mask_prompt", ("B", 1, size, size))
     weight, bias = (
         op.weight("same", part) for part in (net.mask_downsample.weight, net.mask_downsample.bias)
     )
-    return {"low_res": op.Conv(mask, weight, bias, strides=[4, 4], kernel_shape=[4, 4])}
+    return {"mask": op.Conv(mask, weight, bias, strides=[4, 4], kernel_shape=[4, 4])}
 
 
 STAGES: dict[str, Callable[[Ops, Sam2, Sam2Config, int], Outputs]] = {

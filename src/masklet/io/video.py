@@ -106,8 +106,8 @@ def _picture_files(paths: list[str], name: str) -> VideoSource:
     files = [path for path in paths if path.lower().endswith(_PICTURES) and os.path.isfile(path)]
     if not files:
         raise InputError(
-            f"There are no pictures in {name}, only {len(paths)} other files or folders. The name of a "
-            f"picture ends in one of {' '.join(_PICTURES)}; a video is opened by its own path."
+            f"There are no pictures in {name} ({len(paths)} other files and folders). Names of pictures end "
+            f"in {' '.join(_PICTURES)}; a video is opened by its own path."
         )
     pictures = _Pictures(sorted(files, key=_natural), name)
     return _Seekable(pictures, frames_ahead(pictures.size_hw))

@@ -40,7 +40,7 @@ FRAMES_AHEAD = 4
 # FFmpeg's names of the containers that are read. It knows hundreds more, among them playlists, which open
 # other files, and text files, which it shows as pictures.
 _FORMATS = "mov,matroska,gif,avi,mpegts,mpeg,flv,asf"
-_FORMATS_SHOWN = "mp4, mov, webm, mkv, gif, avi, ts, mpg, flv and wmv"
+_FORMATS_SHOWN = "mp4, mov, webm, mkv, gif, avi, ts, mpg, flv or wmv"
 
 _REPAIR = "copy or download it again, or save what can be read: ffmpeg -i IN OUT.mp4"
 
@@ -119,30 +119,36 @@ def _read_index(path: str) -> Index:
     with closing(container):
         is_vp8, time_base = stream.codec_context.name == "vp8", float(stream.time_base or 0)
         pts, keys = array("q"), (array("q"), array("q"))
-        count, is_half, damage = 0, False, None
+        count, half, damage = 0, None, None
         try:
-            for packet in container.demux(stream):
+            for packet in _demux(container, stream):
                 if (time := _time(packet)) is None:
                     if packet.size:
                         raise InputError(f"{path!r} does not say when its frames are shown; {_REPAIR}.")
                     continue  # the end
                 if packet.is_keyframe:
                     if keys[0] and time < keys[0][-1]:
-                        damage = "then its times jump back, as in files joined end to end"
+                        damage = "its times jump back there, as in files joined end to end"
                         break
                     keys[0].append(time)
                     keys[1].append(time if packet.dts is None else packet.dts)
-                count, is_half = count + 1, packet.is_corrupt
+                count, half = count + 1, time if packet.is_corrupt else None
                 if not (packet.is_discard or packet.size == 0 or (is_vp8 and _is_hidden(packet))):
                     pts.append(time)
             else:
-                if is_half or ("mov" in container.format.name and count < len(stream.index_entries)):
-                    damage = "it is cut off"
+                if half is not None or ("mov" in container.format.name and count < len(stream.index_entries)):
+                    damage = "the file is cut off"
         except import_av().FFmpegError as error:
-            damage = f"it is cut off or damaged ({error.strerror})"
-    if is_half and damage and pts:
-        pts.pop()  # the packet that the file's end went through
+            damage = f"the file is cut off or damaged there ({error.strerror})"
+    if damage and pts and pts[-1] == half:
+        pts.pop()  # the file's end went through this packet
     return Index(np.sort(np.frombuffer(pts, np.int64)), keys, time_base, damage)
+
+
+def _demux(container: InputContainer, stream: Any) -> Iterator[av.Packet]:
+    """Packets; the last one is empty and makes the decoder hand out what it has."""
+    with suppress(IndexError):  # PyAV's, after that last one, where a stream began later in the file
+        yield from container.demux(stream)
 
 
 def _time(packet: av.Packet) -> int | None:
@@ -169,10 +175,15 @@ def _open(path: str) -> tuple[InputContainer, Any]:
         except UnicodeDecodeError:  # a title in an old encoding; from PyAV 19 on that is no error
             container = av.open(url, container_options=options, metadata_errors="replace")
     except Exception as error:  # PyAV raises errors of many kinds on damaged files
-        reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, av.error.ArgumentError):  # how FFmpeg refuses a format
+            raise InputError(
+                f"{name} is no video in a format that is read: {_FORMATS_SHOWN}. Convert it: ffmpeg -i IN "
+                "OUT.mp4; give pictures as a folder or a list."
+            ) from error
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"{name} cannot be read as a video ({reason}): it is damaged, cut off or of another format than "
-            f"{_FORMATS_SHOWN}. Copy or download it again, or convert it: ffmpeg -i IN OUT.mp4"
+            f"{name} cannot be read as a video ({reason}): it is damaged, cut off or no {_FORMATS_SHOWN}. "
+            "Copy or download it again, or convert it: ffmpeg -i IN OUT.mp4"
         ) from error
     try:
         return container, _video_stream(container, name)
@@ -186,8 +197,11 @@ def _video_stream(container: InputContainer, name: str) -> Any:
 
     stream: Any = container.streams.best("video")
     if stream is None or stream.disposition & Disposition.attached_pic:
-        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-        raise InputError(f"{name} has no video stream (it has: {kinds}); give a file with moving pictures.")
+        covers = [stream.disposition & Disposition.attached_pic for stream in container.streams]
+        kinds = {"cover" if cover else s.type for s, cover in zip(container.streams, covers, strict=True)}
+        raise InputError(
+            f"{name} has no video stream, only {', '.join(sorted(kinds)) or 'headers'}; give a file with moving pictures."
+        )
     codec = stream.codec_context
     if codec is None:
         raise InputError(f"{name} is in a codec that PyAV does not decode; convert it: ffmpeg -i IN OUT.mp4")
@@ -250,7 +264,7 @@ class _Decoder:
     def __init__(self, path: str, index: Index) -> None:
         self._av = import_av()
         self._path, self._index = path, index
-        self.pixels = Converter()
+        self._convert = Converter()
         self._container, self.stream = _open(path)
         self._is_fresh = True  # nothing was read yet
         self._error: Exception | None = None
@@ -260,6 +274,16 @@ class _Decoder:
 
     def close(self) -> None:
         self._container.close()
+
+    def pixels(self, rank: int, picture: VideoFrame) -> np.ndarray:
+        try:
+            return self._convert(picture)
+        except (self._av.FFmpegError, MemoryError) as error:
+            reason = getattr(error, "strerror", None) or "not enough memory"
+            raise InputError(
+                f"Frame {rank} of {self._path!r} ({picture.width} x {picture.height} {picture.format.name}) "
+                f"cannot be made RGB: {reason}. Convert the video: ffmpeg -i IN -pix_fmt yuv420p OUT.mp4"
+            ) from error
 
     def first(self) -> tuple[int, VideoFrame]:
         """Rank and picture of the first frame that can be decoded."""
@@ -339,14 +363,14 @@ class _Decoder:
             for times in self._index.keys:  # some containers seek by one kind of time, some by the other
                 with suppress(self._av.FFmpegError):
                     self._container.seek(times[key], stream=self.stream)
-                    packets = self._container.demux(self.stream)
+                    packets = _demux(self._container, self.stream)
                     if (first := self._find(key, packets)) is not None:
                         return chain([first], packets)
         if not self._is_fresh:
             self.close()
             self._container, self.stream = _open(self._path)
         self._is_fresh = False
-        packets = self._container.demux(self.stream)
+        packets = _demux(self._container, self.stream)
         if key < 0:
             return packets
         if (first := self._find(key, packets)) is None:
@@ -375,11 +399,11 @@ class VideoFile:
         index = _read_index(path)
         if not len(index.pts):
             raise InputError(
-                f"{path!r} has no frames{(index.damage and f': {index.damage}') or ''}; {_REPAIR}."
+                f"{path!r} has no frames ({index.damage or 'its video stream is empty'}); {_REPAIR}."
             )
         with closing(_Decoder(path, index)) as decoder:
             rank, picture = decoder.first()
-            self.size_hw = size_hw_of(decoder.pixels(picture))
+            self.size_hw = size_hw_of(decoder.pixels(0, picture))
             rate = decoder.stream.average_rate
         # Nothing before the first whole picture can be shown, as where a recording starts within a group.
         self.name, self._path, self._index = repr(path), path, replace(index, pts=index.pts[rank:])
@@ -387,7 +411,7 @@ class VideoFile:
         seconds = self._index.seconds(self.num_frames - 1)
         self.fps = (self.num_frames - 1) / seconds if seconds > 0 else float(rate or 0) or None
         self.damage = (
-            index.damage and f"{path!r} has {self.num_frames} whole frames, {index.damage}; {_REPAIR}."
+            index.damage and f"{path!r} ends after {self.num_frames} frames: {index.damage}; {_REPAIR}."
         )
         self._lock = threading.Lock()  # the following serve `frame`
         self._decoder: _Decoder | None = None
@@ -399,7 +423,7 @@ class VideoFile:
         """Frames start .. stop - 1."""
         with closing(_Decoder(self._path, self._index)) as decoder:
             for index, picture in enumerate(decoder.read(start, stop, is_cancelled), start):
-                yield self._frame(index, decoder.pixels(picture))
+                yield self._frame(index, decoder.pixels(index, picture))
 
     def backward(self, start: int, stop: int, is_cancelled: Cancelled = never) -> Frames:
         """Frames start, start - 1 .. stop + 1, a group of pictures at a time.
@@ -414,7 +438,7 @@ class VideoFile:
                 group = self._index.rank_of(self._index.key_before(end - 1))
                 begin = max(group, stop + 1, end - most)
                 pictures = decoder.read(begin, end, is_cancelled)
-                held = [self._frame(i, decoder.pixels(p)) for i, p in enumerate(pictures, begin)]
+                held = [self._frame(i, decoder.pixels(i, p)) for i, p in enumerate(pictures, begin)]
                 while held:
                     yield held.pop()
                 end = begin
@@ -431,7 +455,7 @@ class VideoFile:
                 self._ahead, self._next = decoder.read(index, self.num_frames, never), index
             ahead, self._ahead = self._ahead, None  # not used again if it fails
             picture = next(islice(ahead, index - self._next, None))
-            frame = self._frame(index, decoder.pixels(picture))
+            frame = self._frame(index, decoder.pixels(index, picture))
             self._ahead, self._next = ahead, index + 1
             self._recent.append(frame)
             return frame

@@ -106,15 +106,18 @@ class Model:
         wanted = ["stride4", "stride8", "stride16", "embedding"]
         values = self.session("encode_image").run({"image": image}, wanted)
         stride16 = values.pop("stride16")
+        begun = self.session("begin_frame").run({"stride16": stride16})
         return FrameFeatures(
-            image=ImageFeatures(size_hw, values),
-            stride16=stride16,
-            **self.session("begin_frame").run({"stride16": stride16}),
+            ImageFeatures(size_hw, values),
+            stride16,
+            begun["frame_tokens"],
+            begun["frame_queries"],
+            begun["frame_pixels"],
         )
 
     def attend(self, frame: FrameFeatures, remembered: Remembered) -> OrtValue:
         """The frame's embedding (B, T, C) as each of B objects sees it in the light of its memories."""
-        feeds = {"tokens": frame.tokens, "queries": frame.queries, **vars(remembered)}
+        feeds = {"frame_tokens": frame.tokens, "frame_queries": frame.queries, **vars(remembered)}
         if self.config.version == "2.0":
             del feeds["distances"]  # its pointers have no position in time
         return self.session("attend_memory").run(feeds)["embedding"]
@@ -125,8 +128,8 @@ class Model:
         """Memories (B, T, M) of masks (B, 1, S / 4, S / 4) with scores (B, 1); `binary` cuts the masks at
         zero."""
         feeds = {
-            "pixels": frame.pixels,
-            "logits": logits,
+            "frame_pixels": frame.pixels,
+            "mask_logits": logits,
             "binary": np.array([binary]),
             "object_score": object_score,
         }
@@ -134,12 +137,12 @@ class Model:
 
     def point(self, tokens: np.ndarray, object_score: np.ndarray) -> np.ndarray:
         """Object pointers (B, C) of mask tokens (B, C) with scores (B, 1)."""
-        feeds = {"tokens": tokens, "object_score": object_score}
+        feeds = {"mask_token": tokens, "object_score": object_score}
         return self.session("point_to_object").run(feeds)["pointers"].numpy()
 
     def shrink_mask(self, mask: np.ndarray) -> np.ndarray:
         """A mask prompt (B, 1, S, S) of zeros and ones as low-resolution input (B, 1, S / 4, S / 4)."""
-        return self.session("shrink_mask").run({"mask": mask})["low_res"].numpy()
+        return self.session("shrink_mask").run({"mask_prompt": mask})["mask"].numpy()
 
     def decode(
         self, features: ImageFeatures, prompts: Prompts, embedding: OrtValue | None = None
