@@ -9,6 +9,7 @@ The predictor is that of `build_sam2_video_predictor` without hole filling, whic
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ FILLS: dict[tuple[str, int], tuple[int, float]] = {
     ("sam2_hiera_large", 1024): (0, 0.355),
 }
 STABILITY_THRESHOLD, STABILITY_DELTA = 0.98, 0.05
+LARGEST_KEPT = 256  # image size up to which encoded frames are kept: 6 MB each there, 100 MB at 1024
 _STORES = ("cond_frame_outputs", "non_cond_frame_outputs")
 _POLICY = {"max_cond_frames": "max_cond_frames_in_attn", "stride": "memory_temporal_stride_for_eval"}
 
@@ -72,7 +74,22 @@ def _compose(config: str, overrides: list[str]) -> SAM2VideoPredictor:
         made = build_sam2_video_predictor(config, None, device="cpu", hydra_overrides_extra=overrides)
     made.fill_hole_area = 0  # the builder sets 8 after everyone else's overrides
     made._clear_obj_non_cond_mem_around_input = _clear_around.__get__(made)
+    if made.image_size <= LARGEST_KEPT:
+        made.forward_image = _Encoded(made)
     return made
+
+
+class _Encoded:
+    """`forward_image` that encodes a frame once, whatever the scenario; the reference does it at every visit."""
+
+    def __init__(self, model: SAM2VideoPredictor) -> None:
+        self._model, self._features = model, {}
+
+    def __call__(self, image: torch.Tensor) -> Any:
+        key = hashlib.sha256(image.numpy().tobytes()).digest()
+        if key not in self._features:
+            self._features[key] = type(self._model).forward_image(self._model, image)
+        return self._features[key]
 
 
 def _clear_around(self: Any, state: dict, frame_idx: int, obj_idx: int) -> None:
