@@ -20,7 +20,7 @@ from masklet.apps import cli, manage, terminal
 from masklet.errors import EngineError
 
 Command = Callable[..., Any]
-COMMANDS = ("segment", "models", "pull", "info", "cache", "bench", "export", "dump", "compare")
+COMMANDS = ("segment", "track", "models", "pull", "info", "cache", "bench", "export", "dump", "compare")
 
 
 def process(*arguments: object, stdout: Any = subprocess.PIPE, **options: Any) -> subprocess.Popen[str]:
@@ -56,7 +56,7 @@ def test_every_command_has_help(masklet: Command, plain: Any, command: str) -> N
         assert f"Usage: masklet {command}" in plain(result.stdout)
 
 
-@pytest.mark.parametrize("command", ["segment", "bench", "dump"])
+@pytest.mark.parametrize("command", ["segment", "track", "bench", "dump"])
 def test_commands_that_run_a_model_have_its_options(masklet: Command, plain: Any, command: str) -> None:
     text = plain(masklet(command, "--help").stdout)
     for option in ("--device", "--threads", "--precision", "--image-size"):

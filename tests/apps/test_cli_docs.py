@@ -17,6 +17,7 @@ from typer.main import get_command
 from masklet.apps.cli import app
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
+VIDEO_PAGE = PAGE.with_name("video.md")
 MARK = "<!-- The rest is made from the program: REWRITE_DOCS=1 pytest tests/apps/test_cli_docs.py -->\n"
 
 
@@ -81,18 +82,29 @@ def test_help_texts_fit_80_columns() -> None:
             assert len(line) <= 78, (name, line)
 
 
-def examples() -> list[str]:
-    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+def examples(page: Path) -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.startswith("masklet ")]
 
 
+def help_examples() -> list[str]:
+    """Those behind a command's options."""
+    texts = [command.epilog or "" for command in commands().values()]
+    return [line for text in texts for line in text.splitlines() if line.startswith("masklet ")]
+
+
 def test_there_are_examples() -> None:
-    assert len(examples()) >= 5
+    assert len(examples(PAGE)) >= 5
+    assert len(examples(VIDEO_PAGE)) >= 5
+    assert len(help_examples()) >= 3
 
 
-@pytest.mark.parametrize("example", examples())
+@pytest.mark.parametrize("example", [*examples(PAGE), *examples(VIDEO_PAGE), *help_examples()])
 def test_examples_are_understood(example: str) -> None:
     """Parsed as typed, not run."""
     name, *arguments = shlex.split(example, comments=True)[1:]
     with commands()[name].make_context(name, arguments) as context:
-        assert context.params["image"] == Path("photo.jpg")
+        if name == "track":
+            assert context.params["video"] in ("clip.mp4", "frames", "frames/*.jpg", "0")
+        else:
+            assert context.params["image"] == Path("photo.jpg")

@@ -165,6 +165,10 @@ class Recording:
     decisions: list[Decision] = field(default_factory=list)
     forced: dict[tuple[int, int, int], dict[str, np.ndarray]] = field(default_factory=dict)
 
+    def decision(self, key: tuple[int, int, int]) -> Decision:
+        """The last one for (step, frame, object)."""
+        return [d for d in self.decisions if (d.step, d.frame, d.obj) == key][-1]
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """For `np.savez`."""
         events = [(event.step, event.frame, event.object_ids) for event in self.events]
@@ -282,7 +286,11 @@ class _Recorder:
             for handle in handles:
                 handle.remove()
             base.get_1d_sine_pe = sine
-            del model.track_step, model._apply_non_overlapping_constraints, decoder.predict_masks  # the classes' own show again
+            del (
+                model.track_step,
+                model._apply_non_overlapping_constraints,
+                decoder.predict_masks,
+            )  # the classes' own show again
 
     # The wrapped methods, in the order in which they run.
 

@@ -252,7 +252,7 @@ POLICY = (
             Prompt(6, 4, box=1, on=(1,), off=(2,)),
             MaskPrompt(6, 7, 3),
             Prompt(9, 7, on=(3,), relative=True),
-            Propagate(6, count=9),
+            Propagate(4, count=9),  # nothing but what lies ahead for the new ones
             Propagate(6, reverse=True),
             ClearPrompts(9, 7),
             Propagate(8, count=5, take=3),

@@ -178,7 +178,7 @@ class VideoSource(ABC):
         Left out, they mean all frames, from the first to the last or from the last to the first; a source
         that is not seekable goes on where it is. A `stop` beyond the end is the end. Raises `InputError` at
         once for a `start` that does not exist, and later where a frame cannot be decoded, has another size,
-        or is missing because the file is cut off.
+        or is missing because the file is cut off. Frames are decoded while the iterator is read.
         """
 
     @abstractmethod
@@ -237,17 +237,16 @@ class _Seekable(VideoSource):
     def frames(self, start: int | None = None, stop: int | None = None, reverse: bool = False) -> Frames:
         self._check_open()
         end = -1 if reverse else self.num_frames
-        start = (self.num_frames - 1 if reverse else 0) if start is None else self._existing(start)
-        stop = end if stop is None else _integer(stop, "stop")
-        damage = None if reverse or stop < end else self.damage
-        return self._pass(start, max(stop, end) if reverse else min(stop, end), reverse, damage)
+        first = (self.num_frames - 1 if reverse else 0) if start is None else self._existing(start)
+        last = end if stop is None else _integer(stop, "stop")
+        damage = self.damage if not reverse and (stop is None or last > end) else None
+        return self._pass(first, max(last, end) if reverse else min(last, end), reverse, damage)
 
     def _pass(self, start: int, stop: int, reverse: bool, damage: str | None) -> Frames:
         self._check_open()
         if stop < start if reverse else start < stop:
-            for frame in self._decoded(
-                self._reader.backward if reverse else self._reader.forward, start, stop
-            ):
+            read = self._reader.backward if reverse else self._reader.forward
+            for frame in self._decoded(read, start, stop):
                 self._check_open()
                 yield frame
             self._check_open()

@@ -197,11 +197,9 @@ def _video_stream(container: InputContainer, name: str) -> Any:
 
     stream: Any = container.streams.best("video")
     if stream is None or stream.disposition & Disposition.attached_pic:
-        covers = [stream.disposition & Disposition.attached_pic for stream in container.streams]
-        kinds = {"cover" if cover else s.type for s, cover in zip(container.streams, covers, strict=True)}
-        raise InputError(
-            f"{name} has no video stream, only {', '.join(sorted(kinds)) or 'headers'}; give a file with moving pictures."
-        )
+        kinds = {s.type if s.type != "video" else "a cover picture" for s in container.streams}
+        kinds = ", ".join(sorted(kinds)) or "headers"
+        raise InputError(f"{name} has no video stream, only {kinds}; give a file with moving pictures.")
     codec = stream.codec_context
     if codec is None:
         raise InputError(f"{name} is in a codec that PyAV does not decode; convert it: ffmpeg -i IN OUT.mp4")
@@ -232,10 +230,14 @@ class Converter:
 
     def __init__(self) -> None:
         self._reformatter = import_av().video.reformatter.VideoReformatter()
+        self._matrix: list[int] = []
+        self._rotation: int | None = None
 
     def __call__(self, picture: VideoFrame) -> np.ndarray:
+        if picture.rotation != self._rotation:  # not for each picture: asking for side data keeps it alive
+            self._matrix, self._rotation = _display_matrix(picture), picture.rotation
         rgb = self._reformatter.reformat(picture, format="rgb24").to_ndarray()
-        return np.array(_upright(rgb, picture), order="C")  # a copy: the memory is FFmpeg's
+        return np.array(_upright(rgb, self._matrix), order="C")  # a copy: the memory is FFmpeg's
 
 
 def size_hw_of(pixels: np.ndarray) -> tuple[int, int]:
@@ -243,13 +245,17 @@ def size_hw_of(pixels: np.ndarray) -> tuple[int, int]:
     return pixels.shape[0], pixels.shape[1]
 
 
-def _upright(pixels: np.ndarray, picture: VideoFrame) -> np.ndarray:
-    """Turned and mirrored as the display matrix says, to the nearest quarter turn."""
+def _display_matrix(picture: VideoFrame) -> list[int]:
+    """How a picture is to be turned: int32 a b u c d v x y w (libavutil/display.h), or nothing."""
     matrix = bytes(picture.side_data.get("DISPLAYMATRIX") or b"")
-    if len(matrix) != 36:
+    return np.frombuffer(matrix, np.int32).tolist() if len(matrix) == 36 else []
+
+
+def _upright(pixels: np.ndarray, matrix: list[int]) -> np.ndarray:
+    """Turned and mirrored, to the nearest quarter turn: x' = a x + c y, y' = b x + d y."""
+    if not matrix:
         return pixels
-    # libavutil/display.h: int32 a b u c d v x y w, where x' = a x + c y and y' = b x + d y.
-    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    a, b, _, c, d = matrix[:5]
     if abs(a) + abs(d) < abs(b) + abs(c):
         pixels, a, d = pixels.transpose(1, 0, 2), c, b
     return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

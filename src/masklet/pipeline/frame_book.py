@@ -50,6 +50,11 @@ class FrameBook(MutableMapping[int, FrameMemory]):
     def __delitem__(self, frame: int) -> None:
         self._store.drop(self._entries.pop(frame)[0])
 
+    def clear(self) -> None:
+        """Forget all frames. The inherited method would read each one back first."""
+        for frame in list(self._entries):
+            del self[frame]
+
     def __contains__(self, frame: object) -> bool:
         return frame in self._entries
 

@@ -6,7 +6,10 @@ Knows nothing about networks, prompts or files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +18,7 @@ HOLE_LOGIT = 0.1  # of filled holes in tracked masks, as in the reference
 
 # Elements of one block of rows while resizing: two blocks of float32 stay in a core's cache.
 _BLOCK_ELEMENTS = 1 << 15
+_THREADED_PIXELS = 1 << 18  # of a plane: starting threads takes as long as resizing fewer
 
 
 # --------------------------------------------------------------------------------------------------- resizing
@@ -29,8 +33,7 @@ def resize_logits(logits: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     """
     out = np.empty((*logits.shape[:-2], *size_hw), np.float32)
     planes = out.reshape(-1, *size_hw)
-    for index, rows, block in _resized_blocks(logits, size_hw):
-        planes[index, rows] = block
+    _resize(logits, size_hw, lambda index, rows, block: np.copyto(planes[index, rows], block))
     return out
 
 
@@ -41,24 +44,27 @@ def resize_and_threshold(logits: np.ndarray, size_hw: tuple[int, int], threshold
     """
     out = np.empty((*logits.shape[:-2], *size_hw), np.bool_)
     planes = out.reshape(-1, *size_hw)
-    for index, rows, block in _resized_blocks(logits, size_hw):
-        np.greater(block, threshold, out=planes[index, rows])
+    _resize(logits, size_hw, lambda index, rows, block: np.greater(block, threshold, out=planes[index, rows]))
     return out
 
 
-def _resized_blocks(logits: np.ndarray, size_hw: tuple[int, int]) -> Iterator[tuple[int, slice, np.ndarray]]:
-    """Blocks of resized rows as (plane, rows, values); `values` is overwritten by the next step."""
+def _resize(
+    logits: np.ndarray, size_hw: tuple[int, int], use: Callable[[int, slice, np.ndarray], Any]
+) -> None:
+    """Resize each plane in blocks of rows: `use` gets the plane's index, the rows and their values, which the
+    next block overwrites. Several large planes are resized at a time, each in a thread of its own (NumPy lets
+    them run)."""
     height, width = logits.shape[-2:]
     planes = np.asarray(logits, np.float32).reshape(-1, height, width)
     top, bottom, top_weight, bottom_weight = _taps(height, size_hw[0])
     left, right, left_weight, right_weight = _taps(width, size_hw[1])
-
     step = max(1, _BLOCK_ELEMENTS // size_hw[1])
-    upper, lower = np.empty((2, step, size_hw[1]), np.float32)
-    for index, plane in enumerate(planes):
-        wide = np.take(plane, left, axis=1)
+
+    def plane_blocks(index: int) -> None:
+        upper, lower = np.empty((2, step, size_hw[1]), np.float32)
+        wide = np.take(planes[index], left, axis=1)
         wide *= left_weight
-        wide += np.take(plane, right, axis=1) * right_weight
+        wide += np.take(planes[index], right, axis=1) * right_weight
         for start in range(0, size_hw[0], step):
             rows = slice(start, min(start + step, size_hw[0]))
             count = rows.stop - start
@@ -68,7 +74,15 @@ def _resized_blocks(logits: np.ndarray, size_hw: tuple[int, int]) -> Iterator[tu
             upper[:count] *= top_weight[rows, None]
             lower[:count] *= bottom_weight[rows, None]
             upper[:count] += lower[:count]
-            yield index, rows, upper[:count]
+            use(index, rows, upper[:count])
+
+    workers = min(len(planes), os.cpu_count() or 1)
+    if workers < 2 or size_hw[0] * size_hw[1] < _THREADED_PIXELS:
+        for index in range(len(planes)):
+            plane_blocks(index)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(plane_blocks, range(len(planes))))
 
 
 def _taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

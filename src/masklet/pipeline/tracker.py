@@ -50,6 +50,8 @@ class Tracker:
     ) -> None:
         """`lost_after`: frames without an object until it counts as lost. `num_frames`: the length of the
         clip where it is known; it matters for clips under 16 frames only. The rest as in `VideoPredictor`."""
+        if num_frames is not None and (not isinstance(num_frames, int) or num_frames < 1):
+            raise InputError(f"num_frames is {num_frames!r}; give 1 or more, or None for an open end.")
         self.model = model
         self.num_frames = num_frames
         self.fill_hole_area = fill_hole_area
@@ -87,11 +89,11 @@ class Tracker:
             raise InputError(
                 f"All {self.num_frames} frames were pushed; leave num_frames out for an open end."
             )
+        features = self.model.encode_frame(frame_input(pixels, self.model.image_size), size_hw)
         if last is not None:
             for track in self._tracks.values():
                 track.settle(self.model, lambda index: last, clear_around=False)
 
-        features = self.model.encode_frame(frame_input(pixels, self.model.image_size), size_hw)
         moment = Moment(self._index + 1, features, self.num_frames)
         tracks = list(self._tracks.values())
         made = step_together(self.model, tracks, moment) if tracks else []
@@ -156,7 +158,7 @@ class Tracker:
 
     def remove_object(self, object_id: int) -> None:
         """Forget an object. Raises InputError for one that is not there."""
-        if object_id not in self._tracks:
+        if object_id not in self.object_ids:
             raise InputError(f"There is no object {object_id!r}; there are {self.object_ids or 'none yet'}.")
         del self._tracks[object_id]
         self._made.pop(object_id, None)
