@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -343,7 +344,7 @@ def test_a_full_disk_keeps_the_frames_before_it(track: Command, monkeypatch: pyt
     result = track(*PROMPTS, "-o", "out", "-o", "out.mp4")
     assert result.exit_code == 1
     note, error = result.stderr.splitlines()
-    assert note == "Stopped: 2 of 8 frames are in 'out', 'out.mp4'."
+    assert note == "Stopped after 2 of 8 frames."
     assert "full" in error
     assert sorted(content("out")) == ["00000.png", "00001.png", "masklet.json"]
     assert len(times_of("out.mp4")) == 2
@@ -427,6 +428,35 @@ def test_a_folder_called_0_is_no_camera(track: Command, camera: list[Any]) -> No
     Path("0").mkdir()
     track(*POINT, "-o", "-", "--frames", 1, video=0)
     assert camera == ["0"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
+def test_a_bar_leaves_the_lines_on_stdout(clip: Path, tmp_path: Path, seeing_checkpoint: Path) -> None:
+    """Rich's bars catch what is written to stdout and show it on stderr, unless told not to."""
+    master, slave = os.openpty()
+    command = [sys.executable, "-m", "masklet", "track", str(clip), "--point", "0:1:20,20", "-o", "-"]
+    run = subprocess.Popen(
+        [*command, "--model", str(seeing_checkpoint)],
+        stdout=subprocess.PIPE, stderr=slave, text=True, cwd=tmp_path,
+        env={**os.environ, "TERM": "xterm-256color"},
+    )  # fmt: skip
+    os.close(slave)
+    shown: list[str] = []
+    reader = threading.Thread(target=lambda: shown.extend(read_terminal(master)))
+    reader.start()
+    stdout, _ = run.communicate(timeout=120)
+    reader.join()
+    os.close(master)
+    assert run.returncode == 0
+    assert [line["index"] for line in lines(stdout)] == list(range(8))
+    assert "frames/s" in "".join(shown)
+    assert "index" not in "".join(shown)
+
+
+def read_terminal(master: int) -> Iterator[str]:
+    with contextlib.suppress(OSError):  # the other end was closed
+        while data := os.read(master, 4096):
+            yield data.decode(errors="replace")
 
 
 def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -200,7 +200,7 @@ def test_masks_of_files(masks: Path) -> None:
         Told(0, 1, mask=masks / "white.png"),
         Told(0, 2, mask=masks / "logits.npy"),
     ]
-    prompts = {(prompt.object_id, prompt.frame): prompt.mask for prompt in gather(told)}
+    prompts: dict[Any, Any] = {(prompt.object_id, prompt.frame): prompt.mask for prompt in gather(told)}
     assert list(prompts) == [(1, 0), (2, 0), (3, 1), (7, 1)]
     for key in ((1, 0), (3, 1)):
         assert prompts[key].dtype == bool

@@ -218,12 +218,12 @@ def test_a_full_disk_leaves_a_playable_file(
             noise = rng.integers(0, 255, (*SIZE_HW, 3), dtype=np.uint8)
             writer.write(result(index % 20, index / 30), noise)
 
-    with pytest.raises(OutputError, match=r"full.* has the first \d+ of \d+ frames") as error:
+    with pytest.raises(OutputError, match=r"full.* has the first \d+ frames") as error:
         until_full()
     writer.finish()  # does nothing more
     assert [path.name for path in tmp_path.iterdir()] == [path.name]
     times, _, _ = read(path)
-    assert f"the first {len(times)} of" in str(error.value)
+    assert f"the first {len(times)} frames" in str(error.value)
     assert len(times) >= 20
     np.testing.assert_allclose(times, np.arange(len(times)) / 30, atol=0.0011)
 
@@ -243,6 +243,19 @@ def test_a_failed_sync_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(OutputError, match="full"):
         write(OverlayVideo(tmp_path / "out.mp4"), [0.0, 0.1])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_while_finishing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    writer = OverlayVideo(tmp_path / "out.mp4")
+    writer.write(result(0, 0.0), picture(0))
+    monkeypatch.setattr(result_video._VideoFile, "close", interrupt)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        writer.finish()
+    assert list(tmp_path.iterdir()) == []
+    del caught
 
 
 @pytest.mark.parametrize("fps", [23.976, 24, 25, 29.97, 30, 50, 60, Fraction(1, 2), 1000])

@@ -11,6 +11,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from masklet.io.video import VideoSource, open_video
 from masklet.types import Frame
 
 N = 30
+CLOSED_GROUPS = {"x264-params": "keyint=12:min-keyint=12:scenecut=0"}
 
 
 def picture(number: int, height: int = 48, width: int = 64) -> np.ndarray:
@@ -80,6 +82,7 @@ def remux(
     """The same packets in a new file, each replaced by what `change` gives for it and its number."""
     with av.open(str(source)) as old, av.open(str(target), "w", container_options=muxer or {}) as new:
         stream = new.add_stream_from_template(old.streams.video[0])
+        new.start_encoding()
         for index, packet in enumerate(packet for packet in old.demux(video=0) if packet.size):
             changed = change(index, packet)
             if changed is not None:
@@ -99,7 +102,7 @@ def with_data(packet: Any, data: bytes) -> Any:
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """30 pictures of 48 x 64, H.264 with B-frames, keyframes at 0, 12 and 24."""
     path = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    return encode(path, options={"x264-params": "keyint=12:min-keyint=12:scenecut=0"})
+    return encode(path, options=CLOSED_GROUPS)
 
 
 def background_threads() -> list[threading.Thread]:
@@ -134,7 +137,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     "mpeg2.mpg": {"codec": "mpeg2video"},
     "wmv2.wmv": {"codec": "wmv2", "b_frames": 0, "container": "asf"},
     "vp8.webm": {"codec": "libvpx"},
-    "vp9.webm": {"codec": "libvpx-vp9", "options": {"lag-in-frames": "16", "auto-alt-ref": "1", "cpu-used": "8"}},
+    "vp9.webm": {"codec": "libvpx-vp9", "options": {"lag-in-frames": "16", "auto-alt-ref": "1"}},
     "ffv1.mkv": {"codec": "ffv1", "pixel_format": "yuv444p"},
     "prores.mov": {"codec": "prores_ks", "pixel_format": "yuv422p10le"},
     "fragments.mp4": {"muxer": {"movflags": "frag_keyframe+empty_moov"}},
@@ -370,7 +373,7 @@ def test_animated_gif(tmp_path: Path, disposal: Any, transparency: dict[str, int
     assert [frame.time for frame in frames] == pytest.approx([0, 0.1, 0.15, 0.17, 0.37])
 
 
-# -------------------------------------------------------------------------------------------- how it is decoded
+# ------------------------------------------------------------------------------------------ how it is decoded
 
 
 @pytest.fixture
@@ -568,8 +571,7 @@ def test_repr(clip: Path) -> None:
 def frames_until_error(source: VideoSource, **options: Any) -> tuple[list[int], str]:
     seen: list[int] = []
     with source, pytest.raises(InputError) as caught:
-        for frame in source.frames(**options):
-            seen.append(number(frame.pixels))
+        seen.extend(number(frame.pixels) for frame in source.frames(**options))
     return seen, str(caught.value)
 
 
@@ -586,24 +588,26 @@ def test_no_file(tmp_path: Path) -> None:
     assert refused("") == "There is no file ''."
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.mp4"])
-def test_not_a_video(tmp_path: Path, name: str) -> None:
-    """FFmpeg shows any text as a picture."""
-    (tmp_path / name).write_text("It was a dark and stormy night.\n" * 100)
-    assert "no video in a format that is read: mp4, mov" in refused(tmp_path / name)
+def test_not_a_video(tmp_path: Path) -> None:
+    text = b"It was a dark and stormy night.\n" * 100
+    for name, data in (("a.txt", text), ("a.mp4", text), ("b.mp4", b""), ("c.mp4", bytes(9999))):
+        (tmp_path / name).write_bytes(data)
+        message = refused(tmp_path / name)
+        assert message.startswith(f"{str(tmp_path / name)!r} ")
+        assert "mp4, mov, webm, mkv, gif" in message
+    assert "no video in a format that is read" in refused(
+        tmp_path / "a.txt"
+    )  # FFmpeg shows text as a picture
     Image.fromarray(picture(0)).save(tmp_path / "a.png")
     assert "give pictures as a folder or a list" in refused(tmp_path / "a.png")
-    (tmp_path / "a.mp4").write_bytes(b"")
-    assert "cannot be read as a video" in refused(tmp_path / "a.mp4")
 
 
 def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
-    encode(tmp_path / "a.ts", 3)
-    playlist = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\na.ts\n#EXT-X-ENDLIST\n"
-    (tmp_path / "b.m3u8").write_text(playlist)
-    with av.open(str(tmp_path / "b.m3u8")) as file:  # FFmpeg itself does
+    encode(tmp_path / "a.mp4", 3)
+    (tmp_path / "b.mp4").write_text("ffconcat version 1.0\nfile a.mp4\n")
+    with av.open(str(tmp_path / "b.mp4")) as file:  # FFmpeg by itself follows it
         assert len(list(file.decode(video=0))) == 3
-    assert "no video in a format that is read" in refused(tmp_path / "b.m3u8")
+    assert "no video in a format that is read" in refused(tmp_path / "b.mp4")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="a device of Linux and macOS")
@@ -651,7 +655,7 @@ def test_index_of_a_file_is_missing(tmp_path: Path, clip: Path) -> None:
 @pytest.mark.parametrize("kept", [0.4, 0.6, 0.8, 0.95])
 def test_file_is_cut_off(tmp_path: Path, kept: float, capfd: pytest.CaptureFixture[str]) -> None:
     """All whole frames are given, then an error says that there were more. FFmpeg prints nothing."""
-    data = encode(tmp_path / "whole.mp4", muxer={"movflags": "faststart"}).read_bytes()
+    data = encode(tmp_path / "whole.mp4", b_frames=0, muxer={"movflags": "faststart"}).read_bytes()
     start = data.index(b"mdat") + 4
     path = tmp_path / "a.mp4"
     path.write_bytes(data[: start + round((len(data) - start) * kept)])
@@ -681,21 +685,26 @@ def test_streams_may_end_anywhere(tmp_path: Path, name: str) -> None:
         assert numbers(source.frames()) == list(range(source.num_frames))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("suffix", "codec"), [("mp4", "libx264"), ("webm", "libvpx-vp9"), ("avi", "mpeg4")])
+@pytest.mark.parametrize(
+    ("suffix", "codec", "options"),
+    [("mp4", "libx264", CLOSED_GROUPS), ("webm", "libvpx-vp9", {}), ("avi", "mpeg4", {})],
+)
 def test_damage_in_the_middle(
-    tmp_path: Path, suffix: str, codec: str, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, suffix: str, codec: str, options: dict[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     def damaged(index: int, packet: Any) -> Any:
         return with_data(packet, b"\xff" * packet.size) if 14 <= index < 18 else packet
 
-    path = encode(tmp_path / f"a.{suffix}", codec=codec, b_frames=0)
+    path = encode(tmp_path / f"a.{suffix}", codec=codec, b_frames=0, options=options)
     source = open_video(remux(path, tmp_path / f"b.{suffix}", damaged))
     assert source.num_frames == N
     assert number(source.frame(5).pixels) == 5
     assert number(source.frame(26).pixels) == 26
-    with pytest.raises(InputError, match="Frame 15 of"):
-        source.frame(15)
+    for index in (15, 18, 23):  # up to the next keyframe, all lean on what is missing
+        with pytest.raises(InputError, match=f"Frame {index} of .* cannot be decoded"):
+            source.frame(index)
     assert number(source.frame(27).pixels) == 27
+    assert numbers(source.frames(29, 23, reverse=True)) == [29, 28, 27, 26, 25, 24]
     seen, message = frames_until_error(source)
     assert seen == list(range(14))
     assert "Frame 14 of" in message
@@ -729,7 +738,7 @@ def test_frames_of_changing_size(tmp_path: Path) -> None:
                     packet.stream, packet.time_base = stream, Fraction(1, 25)
                     file.mux(packet)
     source = open_video(tmp_path / "a.ts")
-    with pytest.raises(InputError, match="Frame 8 of .* is 64 x 80"):
+    with pytest.raises(InputError, match=r"Frame 8 of .* is 64 x 80"):
         source.frame(8)
     assert number(source.frame(3).pixels) == 3
     seen, message = frames_until_error(source)
@@ -791,16 +800,12 @@ def test_damaged_bytes(tmp_path: Path, name: str) -> None:
         except MaskletError:
             continue
         with source:
-            for read in (source.frames, lambda s=source: s.frames(reverse=True)):
-                try:
-                    assert len(list(read())) == source.num_frames
-                except MaskletError:
-                    pass
+            for reverse in (False, True):
+                with suppress(MaskletError):
+                    assert len(list(source.frames(reverse=reverse))) == source.num_frames
             for index in (source.num_frames - 1, 0):  # type: ignore[operator]
-                try:
+                with suppress(MaskletError):
                     assert source.frame(index).pixels.shape == (*source.size_hw, 3)
-                except MaskletError:
-                    pass
 
 
 def test_without_pyav(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -943,7 +948,7 @@ def test_an_iterator_is_left_alone_where_the_size_is_known() -> None:
     assert source.size_hw == (48, 64)
     with pytest.raises(RuntimeError, match="asked"):
         list(source.frames())
-    with pytest.raises(InputError, match="Frame 0 of the iterator is 48 x 64 .* must be 64 x 48"):
+    with pytest.raises(InputError, match=r"Frame 0 of the iterator is 48 x 64 .* must be 64 x 48"):
         list(open_video(iter([picture(0)]), size_hw=(64, 48)).frames())
 
 
@@ -1014,7 +1019,7 @@ def test_camera(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (source.num_frames, source.size_hw, source.fps, source.seekable) == (None, (48, 64), 25, False)
         frames: list[Frame] = []
         with pytest.raises(
-            InputError, match="The camera 0 stopped after 30 frames. Check that it is connected"
+            InputError, match=r"The camera 0 stopped after 30 frames\. Check that it is connected"
         ):
             frames.extend(source.frames())
         assert [frame.index for frame in frames] == numbers(frames) == list(range(N))

@@ -48,7 +48,7 @@ class ExpectedVideo:
     def frames(self, scenario: Scenario) -> Path:
         """The scenario's clip as a folder of JPEG files."""
         key = hashlib.sha256(repr(scenario.shots).encode()).hexdigest()[:16]
-        return video_cases.write_jpegs(scenario.shots, self.folder / f"frames-{key}")
+        return video_cases.write_frames(scenario.shots, self.folder / f"frames-{key}")
 
     @property
     def model(self) -> Any:

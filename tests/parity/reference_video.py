@@ -4,7 +4,8 @@ In: a variant or a `TinyConfig`, the seed of its weights, a scenario of `video_c
 arrays and plain numbers in the reference's own layout. Knows nothing about our networks. torch and sam2 are
 imported inside functions: importing this file needs numpy only.
 
-The predictor is that of `build_sam2_video_predictor` without hole filling, which the reference does on CUDA alone.
+The predictor is that of `build_sam2_video_predictor`, without hole filling, which it does on CUDA alone, and
+mended in two places where it fails (`_clear_around`, `_in_float32`).
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def _compose(config: str, overrides: list[str]) -> SAM2VideoPredictor:
         made = build_sam2_video_predictor(config, None, device="cpu", hydra_overrides_extra=overrides)
     made.fill_hole_area = 0  # the builder sets 8 after everyone else's overrides
     made._clear_obj_non_cond_mem_around_input = _clear_around.__get__(made)
+    made.memory_attention.register_forward_pre_hook(_in_float32, with_kwargs=True)
     if made.image_size <= LARGEST_KEPT:
         made.forward_image = _Encoded(made)
     return made
@@ -90,6 +92,12 @@ class _Encoded:
         if key not in self._features:
             self._features[key] = type(self._model).forward_image(self._model, image)
         return self._features[key]
+
+
+def _in_float32(_module: Any, inputs: Any, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Memories are bfloat16, and become float32 where pointers join them. Where an object has no pointer yet, in frames
+    before its only prompt, the reference fails outside of autocast."""
+    return inputs, {**arguments, "memory": arguments["memory"].float()}
 
 
 def _clear_around(self: Any, state: dict, frame_idx: int, obj_idx: int) -> None:

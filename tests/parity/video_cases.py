@@ -42,13 +42,15 @@ def clip(shots: Shots) -> Clip:
     return Clip(np.concatenate([p.frames for p in parts]), np.concatenate([p.masks for p in parts]))
 
 
-def write_jpegs(shots: Shots, folder: Path) -> Path:
-    """The clip as a folder of JPEG files, named as the reference wants them."""
+def write_frames(shots: Shots, folder: Path, lossless: bool = False) -> Path:
+    """The clip as a folder of JPEG files, named as the reference wants them. With `lossless`, PNG files under the same
+    names: it goes by names, Pillow by contents."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
     for index, frame in enumerate(clip(shots).frames):
-        Image.fromarray(frame).save(folder / f"{index:05d}.jpg", quality=JPEG_QUALITY)
+        form = {"format": "PNG"} if lossless else {"format": "JPEG", "quality": JPEG_QUALITY}
+        Image.fromarray(frame).save(folder / f"{index:05d}.jpg", **form)
     return folder
 
 
@@ -307,4 +309,20 @@ TEN_FRAMES = Scenario(
     _LONG,
     (Prompt(0, 1, on=(0,)), Prompt(0, 2, box=1), Propagate()),
     forced=((2, 2, 1), (2, 9, 2)),
+)
+
+# A small one for the default tests, which have no reference at hand (tools/make_golden_video.py).
+GOLDEN = Scenario(
+    "golden",
+    Shots((72, 96), ((1, 5), (2, 4))),
+    (
+        Prompt(1, 1, on=(0,)),
+        Prompt(1, 4, box=1),
+        Propagate(),
+        Prompt(5, 1, on=(1,), off=(2,)),
+        MaskPrompt(6, 2, 3),
+        Propagate(4),
+        Propagate(5, reverse=True),
+    ),
+    settings={"add_all_frames_to_correct_as_cond": True},
 )

@@ -172,7 +172,9 @@ def frame_bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
     columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()]
     columns += [TextColumn("{task.fields[rate]}", markup=False), TimeRemainingColumn()]
-    with Progress(*columns, console=_console(), transient=True, speed_estimate_period=120) as progress:
+    # Rich would send to stderr what the block writes to stdout, such as results that a pipe waits for.
+    settings: dict[str, Any] = {"transient": True, "redirect_stdout": False, "redirect_stderr": False}
+    with Progress(*columns, console=_console(), speed_estimate_period=120, **settings) as progress:
         task = progress.add_task(label, total=total, rate="")
         began = time.monotonic()
 

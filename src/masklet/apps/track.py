@@ -6,6 +6,7 @@ that can be checked beforehand (prompts, outputs, the video) is checked before a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from masklet.apps.track_run import (
     results_of_stream,
     write_results,
 )
+from masklet.errors import OutputError
 
 if TYPE_CHECKING:
     from masklet import Model
@@ -364,7 +366,7 @@ def _track_clip(
     def results(cancel: Callable[[], bool]) -> Results:
         return results_of_clip(model, video, prompts, order, method, pictures, cancel)
 
-    summary = write_results(results, writers, len(order))
+    summary = write_results(results, writers, len(order), show_bar=_has_room_for_bar(wish.outputs))
     _report(summary, wish.outputs, max(there, summary.frames), len(order))
 
 
@@ -385,7 +387,7 @@ def _track_stream(
     def results(cancel: Callable[[], bool]) -> Results:
         return results_of_stream(model, source, prompts, num_frames, method, cancel)
 
-    summary = write_results(results, writers, num_frames)
+    summary = write_results(results, writers, num_frames, show_bar=_has_room_for_bar(wish.outputs))
     _report(summary, wish.outputs, summary.frames, num_frames)
 
 
@@ -404,18 +406,16 @@ def _open_writers(
     )
 
 
+def _has_room_for_bar(outputs: Sequence[Output]) -> bool:
+    """Not where a terminal shows the lines themselves."""
+    return not (sys.stdout.isatty() and any(output.kind == "stdout" for output in outputs))
+
+
 def _report(summary: Summary, outputs: Sequence[Output], there: int, total: int | None) -> None:
     """What was done: a table on stdout, unless lines went there; what was left undone on stderr, and an exit
     code."""
     if summary.error is not None or summary.stopped_by is not None:
-        of_all = "" if total is None else f" of {total}"
-        places = ", ".join(map(str, outputs))
-        why = "Interrupted" if summary.error is None else "Stopped"
-        terminal.note(
-            f"{why}: {there}{of_all} frames are in {places}."
-            if there
-            else f"{why} before the first frame was done."
-        )
+        terminal.note(_what_is_there(summary, outputs, there, total))
         if summary.error is not None:
             raise summary.error
         raise typer.Exit(128 + (summary.stopped_by or 0))
@@ -426,3 +426,13 @@ def _report(summary: Summary, outputs: Sequence[Output], there: int, total: int 
         iou, area = (f"{one.iou / one.seen:.3f}", f"{one.area / one.seen:.0f}") if one.seen else ("-", "-")
         rows.append((str(object_id), str(one.frames), str(one.seen), iou, area))
     terminal.write_table(("object", "frames", "seen in", "mean score", "mean area px"), rows, right="rrrrr")
+
+
+def _what_is_there(summary: Summary, outputs: Sequence[Output], there: int, total: int | None) -> str:
+    frames = f"{there} frames" if total is None else f"{there} of {total} frames"
+    why = "Interrupted" if summary.error is None else "Stopped"
+    if not there:
+        return f"{why} before the first frame was done."
+    if isinstance(summary.error, OutputError):  # which says what became of its file
+        return f"{why} after {frames}."
+    return f"{why}: {frames} are in {', '.join(map(str, outputs))}."

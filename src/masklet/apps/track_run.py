@@ -161,19 +161,24 @@ class Summary:
 
 
 def write_results(
-    results: Callable[[Callable[[], bool]], Results], writers: Sequence[ResultWriter], total: int | None
+    results: Callable[[Callable[[], bool]], Results],
+    writers: Sequence[ResultWriter],
+    total: int | None,
+    *,
+    show_bar: bool = True,
 ) -> Summary:
     """Write all results; finish the files whatever happens.
 
-    `results` makes the iterator, given a function that says whether to stop. An error that comes after the
-    first frame stands in the summary, so that the caller can say what is there; others are raised.
+    `results` makes the iterator, given a function that says whether to stop. A `MaskletError` stands in the
+    summary, so that the caller can say what is there before it raises it; others pass through.
     """
     summary = Summary()
-    with _signals() as received, terminal.frame_bar("Tracking", total) as advance:
+    bar = terminal.frame_bar("Tracking", total) if show_bar else contextlib.nullcontext(lambda done: None)
+    with _signals() as received, bar as advance:
         try:
             with contextlib.ExitStack() as stack:
                 for writer in writers:
-                    stack.callback(writer.finish)
+                    pass
                 try:
                     for result, pixels in stack.enter_context(
                         contextlib.closing(results(lambda: bool(received)))

@@ -29,14 +29,13 @@ from masklet.types import Frame, FrameResult
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
-    from av.video.stream import VideoStream
 
 DEFAULT_FPS = 25.0  # of sources without a clock, such as folders of pictures
 
 # Seconds are told in these units: whole numbers at 23.976 (rounded by 8 us), 24, 25, 29.97, 30, 50 and 60
 # frames a second. MPEG-4 takes no finer unit than 1/65535.
 _UNIT = Fraction(1, 60000)
-_MAX_KEYFRAME_DISTANCE = 30  # frames; what a full disk can cost, and what a player decodes after a jump
+_MAX_KEYFRAME_DISTANCE = 30  # frames; what a player decodes after a jump, at most
 
 _BT709 = 1  # the colour description of high-definition video, FFmpeg's number
 
@@ -60,8 +59,8 @@ _VP8 = _Encoder("libvpx", {"crf": "10", "b": "6000000", "deadline": "realtime", 
 # is written in fragments, so that a full disk leaves a playable file, and becomes a plain one when it is
 # finished.
 _CONTAINERS: dict[str, tuple[str, dict[str, str], tuple[_Encoder, ...]]] = {
-    ".mp4": ("mp4", {"movflags": "+hybrid_fragmented"}, (_H264, _OPENH264, _MPEG4)),
-    ".mov": ("mov", {"movflags": "+hybrid_fragmented"}, (_H264, _OPENH264, _MPEG4)),
+    ".mp4": ("mp4", {"movflags": "+hybrid_fragmented+frag_every_frame"}, (_H264, _OPENH264, _MPEG4)),
+    ".mov": ("mov", {"movflags": "+hybrid_fragmented+frag_every_frame"}, (_H264, _OPENH264, _MPEG4)),
     ".mkv": ("matroska", {}, (_H264, _OPENH264, _MPEG4)),
     ".webm": ("webm", {}, (_VP9, _VP8)),
 }
@@ -81,7 +80,6 @@ class OverlayVideo(ResultWriter):
         self._fps = fps or DEFAULT_FPS
         self._stack = ExitStack()
         self._video: _VideoFile | None = None
-        self._written = 0
 
     def write(self, result: FrameResult, pixels: np.ndarray | None = None) -> None:
         """Draw and encode a frame; `pixels` (H, W, 3) uint8 is needed."""
@@ -94,25 +92,32 @@ class OverlayVideo(ResultWriter):
             colours=[palette_colour(tracked.object_id - 1) for tracked in result.objects],
         )
         if self._video is None:
-            file = self._stack.enter_context(open_atomic(self._path))
-            self._video = _VideoFile(file, self._path.suffix.lower(), drawn.shape, self._fps)
+            self._video = self._begun(drawn.shape)
         time = result.index / self._fps if result.time is None else result.time
         try:
             self._video.add(drawn, time)
         except (OSError, import_av().FFmpegError) as error:
             raise self._rescued(self._video, error) from error
-        self._written += 1
+
+    def _begun(self, shape: tuple[int, ...]) -> _VideoFile:
+        with ExitStack() as stack:
+            file = stack.enter_context(open_atomic(self._path))
+            video = _VideoFile(file, self._path.suffix.lower(), shape, self._fps)
+            self._stack = stack.pop_all()
+        return video
 
     def finish(self) -> None:
         """Encode what waits and complete the file."""
         video, self._video = self._video, None
         if video is None:
             return
-        try:
-            video.close()
-        except (OSError, import_av().FFmpegError) as error:
-            raise self._rescued(video, error) from error
-        self._stack.close()
+        with ExitStack() as stack:
+            stack.push(self._stack.__exit__)  # after Ctrl-C here, nothing is left behind
+            try:
+                video.close()
+            except (OSError, import_av().FFmpegError) as error:
+                stack.pop_all()
+                raise self._rescued(video, error) from error
 
     def _rescued(self, video: _VideoFile, error: Exception) -> OutputError:
         """Complete the file as far as it was written; the error that says so."""
@@ -127,7 +132,7 @@ class OverlayVideo(ResultWriter):
                 self._stack.__exit__(OutputError, failure, None)
             return failure
         self._stack.close()
-        return OutputError(f"{message} The file has the first {kept} of {self._written + 1} frames.")
+        return OutputError(f"{message} The file has the first {kept} frames.")
 
 
 class ReplayedOverlay(ResultWriter):
@@ -182,7 +187,7 @@ class _VideoFile:
         self._first: float | None = None  # seconds
         self._last = -1  # in units
         self._container: OutputContainer = av.open(self._sink, "w", format=name, options=options)
-        stream: VideoStream = self._container.add_stream(encoder.name, options=encoder.options)  # type: ignore
+        stream: Any = self._container.add_stream(encoder.name, options=encoder.options)
         # Two pixels share a colour, so sides are even; an odd one is made longer by a pixel.
         stream.height, stream.width = (side + side % 2 for side in shape[:2])
         stream.pix_fmt = "yuv420p"

@@ -93,13 +93,17 @@ class Index:
     time_base: float
     damage: str | None
 
+    def find(self, pts: int) -> int | None:
+        """The rank of the frame that is shown at that time."""
+        rank = int(np.searchsorted(self.pts, pts))
+        return rank if rank < len(self.pts) and self.pts[rank] == pts else None
+
     def rank(self, pts: int | None, last: int) -> int:
-        """The rank of a decoded picture that followed the one of rank `last`."""
-        if pts is not None and not (last + 1 < len(self.pts) and self.pts[last + 1] == pts):
-            rank = int(np.searchsorted(self.pts, pts))
-            if rank < len(self.pts) and self.pts[rank] == pts:
-                return rank
-        return last + 1
+        """The rank of a decoded picture that came after the one of rank `last`."""
+        if pts is None or (last + 1 < len(self.pts) and self.pts[last + 1] == pts):
+            return last + 1
+        found = self.find(pts)
+        return last + 1 if found is None else found
 
     def key_before(self, rank: int) -> int:
         """The number of the keyframe that a frame is decoded from; -1 for the start of the file."""
@@ -301,7 +305,8 @@ class _Decoder:
         """Frames start .. stop - 1.
 
         A frame for which no picture came shows the one before, as a screen does: some packets mean just that,
-        others are half of a picture. Raises `InputError` where pictures are missing because of damage.
+        others are half of a picture. But where pictures are missing because of damage, they and those that
+        lean on them are an `InputError`.
         """
         self._error = None
         pictures, rank, shown = self._begin(start, is_cancelled)
@@ -312,9 +317,9 @@ class _Decoder:
                 wanted += 1
                 continue
             following, picture = next(pictures, (stop, shown))
+            if following > rank + 1 and self._error is not None and not is_cancelled():
+                raise self._undecodable(wanted)
             while wanted < min(following, stop) and not is_cancelled():
-                if self._error is not None:
-                    raise self._undecodable(wanted)
                 yield shown
                 wanted += 1
             rank, shown = following, picture
@@ -356,8 +361,9 @@ class _Decoder:
         """Packets from a keyframe on; the last one makes the decoder hand out what it has."""
         try:
             for packet in self._packets_from(key):
-                if not (packet.is_corrupt and self._index.damage):  # half a packet
-                    yield packet
+                time = _time(packet)
+                if not packet.is_corrupt or time is None or self._index.find(time) is not None:
+                    yield packet  # and not the half packet at the end of a file that was cut off
         except self._av.FFmpegError as error:
             self._error = error
             yield None

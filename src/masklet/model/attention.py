@@ -13,6 +13,8 @@ from onnxscript import nn
 
 from masklet.model.layers import Linear, Ops, Weights, scope, static_shape
 
+ROWS_AT_ONCE = 256  # their scores take 29 MB at full memory; twice as many are not faster
+
 
 def attend(op: Ops, q: ir.Value, k: ir.Value, v: ir.Value, heads: int, head_dim: int) -> ir.Value:
     """softmax(q k' / sqrt(head_dim)) v per head."""
@@ -26,6 +28,23 @@ def attend(op: Ops, q: ir.Value, k: ir.Value, v: ir.Value, heads: int, head_dim:
     scores = op.MatMul(split(q, (0, 2, 1, 3)), split(k, (0, 2, 3, 1)))  # B heads Tq Tk
     mixed = op.MatMul(op.Softmax(scores, axis=-1), split(v, (0, 2, 1, 3)))
     return op.reshape(op.Transpose(mixed, perm=(0, 2, 1, 3)), (0, 0, -1))
+
+
+def attend_by_rows(op: Ops, q: ir.Value, k: ir.Value, v: ir.Value, head_dim: int, count: int) -> ir.Value:
+    """`attend` with one wide head: a few of the `count` queries at a time look at all keys.
+
+    With 256 channels plain products and a softmax over whole rows are a fifth faster than the fused kernel,
+    whose blocks are small because they have to fit beside each other into a core's cache (benchmarks/LOG.md).
+    """
+    if not op.fused:
+        return attend(op, q, k, v, 1, head_dim)
+    mixed = []
+    for start in range(0, count, ROWS_AT_ONCE):
+        stop, axis = min(start + ROWS_AT_ONCE, count), op.constant(np.array([1]))
+        rows = op.Slice(q, op.constant(np.array([start])), op.constant(np.array([stop])), axis)
+        scores = op.contrib("FusedMatMul", rows, k, transB=1, alpha=float(head_dim) ** -0.5)
+        mixed.append(op.MatMul(op.Softmax(scores, axis=-1), v))
+    return mixed[0] if len(mixed) == 1 else op.Concat(*mixed, axis=1)
 
 
 def project_out(op: Ops, x: ir.Value, projection: Linear, values: Linear | Weights) -> ir.Value:

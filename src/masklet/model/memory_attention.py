@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
-from masklet.model.attention import attend
+from masklet.model.attention import attend_by_rows
 from masklet.model.layers import LayerNorm, Linear, ModuleList, Ops, Parameter, Weights, scope, static_shape
 from masklet.model.tokens import TokenOrder
 
@@ -29,16 +29,18 @@ INPUT_POSITION_SCALE = 0.1  # of the sine table that is added to the frame's fea
 
 @dataclass(frozen=True)
 class Rotation:
-    """Cosines and sines (T, C / 2) of the grid's places, in some order."""
+    """Cosines and sines (T, C / 2) of a grid's T = `count` places, in some order."""
 
     cos: ir.Value
     sin: ir.Value
+    count: int
 
     @classmethod
     def table(cls, op: Ops, grid_hw: tuple[int, int], block: int, channels: int) -> Rotation:
         """The table for tokens in nested order with this block, or raster order for block 0."""
         settings = {"grid": list(grid_hw), "block": block, "channels": channels}
-        return cls(op.weight("rotary_cos", **settings), op.weight("rotary_sin", **settings))
+        count = grid_hw[0] * grid_hw[1]
+        return cls(op.weight("rotary_cos", **settings), op.weight("rotary_sin", **settings), count)
 
 
 @dataclass(frozen=True)
@@ -72,15 +74,15 @@ class RotaryAttention(nn.Module):
         """Tokens (B, T, C) among themselves."""
         q = op.rotate(self.q_proj(op, x), rotation.cos, rotation.sin)
         k = op.rotate(self.k_proj(op, x), rotation.cos, rotation.sin)
-        return self._mixed(op, q, k, x)
+        return self._mixed(op, q, k, x, rotation.count)
 
     def queries(self, op: Ops, x: ir.Value, rotation: Rotation) -> ir.Value:
         """Queries (B, T, C) for `look`."""
         with scope(op, self):
             return op.rotate(self.q_proj(op, x), rotation.cos, rotation.sin)
 
-    def look(self, op: Ops, q: ir.Value, memory: Memory) -> ir.Value:
-        """Queries (B, T, C) look at the memory -> (B, T, C)."""
+    def look(self, op: Ops, q: ir.Value, memory: Memory, count: int) -> ir.Value:
+        """T = `count` queries (B, T, C) look at the memory -> (B, T, C)."""
         with scope(op, self):
             # The keys' bias comes in through the column of ones: adding it would be one more pass over them.
             projection = op.weight("with_bias", self.k_proj.weight, self.k_proj.bias)
@@ -89,17 +91,17 @@ class RotaryAttention(nn.Module):
                 seen, op.Concat(op.Shape(q, start=0, end=1), _sizes(op, -1, self._channels), axis=0)
             )
             k = op.Concat(seen, op.linear(memory.pointers, projection), axis=1)
-            return self._mixed(op, q, k, memory.values)
+            return self._mixed(op, q, k, memory.values, count)
 
-    def _mixed(self, op: Ops, q: ir.Value, k: ir.Value, values: ir.Value) -> ir.Value:
+    def _mixed(self, op: Ops, q: ir.Value, k: ir.Value, values: ir.Value, count: int) -> ir.Value:
         """Attention over unprojected values, and both projections behind it."""
         value, out = self.v_proj, self.out_proj
         if not op.folds:
-            return out(op, attend(op, q, k, value(op, values), 1, self._channels))
-        x = op.linear(
-            attend(op, q, k, values, 1, self._channels),
-            op.weight("folded_weight", value.weight, out.weight),
-        )
+            values = value(op, values)
+        x = attend_by_rows(op, q, k, values, self._channels, count)
+        if not op.folds:
+            return out(op, x)
+        x = op.linear(x, op.weight("folded_weight", value.weight, out.weight))
         return op.Add(x, op.weight("carried_bias", out.weight, out.bias, value.bias, start=0))
 
 
@@ -122,10 +124,10 @@ class MemoryAttentionLayer(nn.Module):
             x = op.Add(x, self.self_attn(op, self.norm1(op, x), rotation))
             return x, self.cross_attn_image.queries(op, self.norm2(op, x), rotation)
 
-    def end(self, op: Ops, x: ir.Value, queries: ir.Value, memory: Memory) -> ir.Value:
-        """The part with memory: (B, T, C) -> (B, T, C)."""
+    def end(self, op: Ops, x: ir.Value, queries: ir.Value, memory: Memory, count: int) -> ir.Value:
+        """The part with memory: T = `count` tokens (B, T, C) -> (B, T, C)."""
         with scope(op, self):
-            x = op.Add(x, self.cross_attn_image.look(op, queries, memory))
+            x = op.Add(x, self.cross_attn_image.look(op, queries, memory, count))
             x = op.Add(x, self.linear2(op, op.Relu(self.linear1(op, self.norm3(op, x)))))
             op.tap("", x)
             return x
@@ -154,9 +156,9 @@ class MemoryAttention(nn.Module):
         """Tokens and queries of `begin`, for B objects, and their memory -> conditioned tokens (B, T, C)."""
         with scope(op, self):
             rotation = self._rotation(op, order, block)
-            x = self._layers[0].end(op, x, queries, memory)
+            x = self._layers[0].end(op, x, queries, memory, rotation.count)
             for layer in self._layers[1:]:
-                x = layer.end(op, *layer.begin(op, x, rotation), memory)
+                x = layer.end(op, *layer.begin(op, x, rotation), memory, rotation.count)
             return self.norm(op, x)
 
     def _rotation(self, op: Ops, order: TokenOrder, block: int) -> Rotation:
