@@ -4,9 +4,9 @@ of objects.
 In: options. Out: a Markdown page on stdout; with --write also `benchmarks/video_memory.md` and the plot
 `docs/video_memory.svg`. Exit code 1 when a peak grows by more than 5% between frame 50 and the last frame.
 Each case runs in a process of its own, on a synthetic clip: `Tracker` is given arrays, `VideoPredictor` opens
-an mp4 that another process wrote. The model is small, so that a thousand frames take minutes; its state is
-small as well, and the memory that `VideoPredictor` may use for state is cut in the same proportion. Needs
-Linux (it reads /proc) and `scripts/bench`'s environment.
+an mp4. The model is small, so that a thousand frames take minutes; its state is small as well, and the memory
+that `VideoPredictor` may use for state is cut in the same proportion. Needs Linux (it reads /proc) and
+`scripts/bench`'s environment.
 
     scripts/bench video_memory [--frames N] [--programs ...] [--heights ...] [--objects ...] [--write]
 """
@@ -54,6 +54,14 @@ class Case:
     def size_hw(self) -> tuple[int, int]:
         return self.height, WIDTHS[self.height]
 
+    def scene(self, folder: Path) -> Path:
+        """The array that `pictures` pans over."""
+        return folder / f"scene-{self.height}.npy"
+
+    def clip(self, folder: Path, frames: int) -> Path:
+        """Its mp4."""
+        return folder / f"clip-{self.height}-{frames}.mp4"
+
     def __str__(self) -> str:
         return f"{self.program}, {self.height}p, {self.objects} object{'s' if self.objects > 1 else ''}"
 
@@ -72,10 +80,9 @@ class Sample:
 # ----------------------------------------------------------------------------------------- one case's process
 
 
-def pictures(size_hw: tuple[int, int], count: int) -> Iterator[np.ndarray]:
-    """A camera that pans to and fro over a still scene."""
-    height, width = size_hw
-    scene = testing.synthetic_scene(3, (height + PAN, width + PAN)).image
+def pictures(scene: np.ndarray, count: int) -> Iterator[np.ndarray]:
+    """A camera that pans to and fro over a still scene, which is larger than its pictures by `PAN`."""
+    height, width = scene.shape[0] - PAN, scene.shape[1] - PAN
     for index in range(count):
         shift = abs((index + PAN) % (2 * PAN) - PAN)
         yield np.ascontiguousarray(scene[shift : shift + height, shift : shift + width])
@@ -90,15 +97,15 @@ def points_xy(size_hw: tuple[int, int], objects: int) -> list[tuple[float, float
     ]
 
 
-def write_clip(path: Path, size_hw: tuple[int, int], count: int) -> None:
+def write_clip(path: Path, scene: np.ndarray, count: int) -> None:
     """An mp4 of `pictures`."""
     import av
 
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=25)
-        stream.height, stream.width = size_hw
+        stream.height, stream.width = scene.shape[0] - PAN, scene.shape[1] - PAN
         stream.pix_fmt = "yuv420p"
-        for picture in pictures(size_hw, count):
+        for picture in pictures(scene, count):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
 
@@ -112,7 +119,7 @@ def track(case: Case, folder: Path, frames: int, threads: int) -> Iterator[int]:
     points = points_xy(case.size_hw, case.objects)
     if case.program == "Tracker":
         tracker = masklet.Tracker(model)
-        for index, picture in enumerate(pictures(case.size_hw, frames)):
+        for index, picture in enumerate(pictures(np.load(case.scene(folder)), frames)):
             tracker.push(picture)
             for object_id, point in enumerate(points if index == 0 else []):
                 tracker.add_points_or_box(object_id, points=[point], labels=[1])
@@ -122,16 +129,11 @@ def track(case: Case, folder: Path, frames: int, threads: int) -> Iterator[int]:
     # hundreds of frames.
     video.STATE_BUDGET //= (1024 // model.image_size) ** 2
     predictor = masklet.VideoPredictor(model, state="disk")
-    state = predictor.init_state(str(clip_path(case, folder, frames)))
+    state = predictor.init_state(str(case.clip(folder, frames)))
     for object_id, point in enumerate(points):
         predictor.add_new_points_or_box(state, 0, object_id, points=[point], labels=[1])
     for index, _ids, _logits in predictor.propagate_in_video(state):
         yield index + 1
-
-
-def clip_path(case: Case, folder: Path, frames: int) -> Path:
-    """Where the case's mp4 lies."""
-    return folder / f"clip-{case.height}-{frames}.mp4"
 
 
 def sample(frame: int) -> Sample:
@@ -151,23 +153,24 @@ def sample(frame: int) -> Sample:
 
 def run(case: Case, folder: Path, options: argparse.Namespace) -> list[Sample]:
     """The samples of one case, from its own process."""
-    size_hw, clip = case.size_hw, clip_path(case, folder, options.frames)
-    common = [sys.executable, __file__, "--folder", str(folder), "--frames", str(options.frames)]
-    common += [
-        "--threads",
-        str(options.threads),
-        "--heights",
-        str(case.height),
-        "--objects",
-        str(case.objects),
-    ]
-    if case.program == "VideoPredictor" and not clip.exists():
-        subprocess.run([*common, "--work", "clip"], check=True)
-    done = subprocess.run([*common, "--work", case.program], check=True, stdout=subprocess.PIPE, text=True)
+    prepare(case, folder, options.frames)
+    command = [sys.executable, __file__, "--work", case.program, "--folder", str(folder)]
+    command += ["--heights", str(case.height), "--objects", str(case.objects)]
+    command += ["--frames", str(options.frames), "--threads", str(options.threads)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     found = parse(done.stdout)
-    grown = growth(found)
-    print(f"{case}, {size_hw[1]} x {size_hw[0]}: peak grows by {grown:+.1%}", file=sys.stderr)
+    print(f"{case}: the peak grows by {growth(found):+.1%}", file=sys.stderr)
     return found
+
+
+def prepare(case: Case, folder: Path, frames: int) -> None:
+    """What the case reads, if it is not there yet; made here, not in its process, whose peak it would set."""
+    scene, clip = case.scene(folder), case.clip(folder, frames)
+    if not scene.exists():
+        height, width = case.size_hw
+        np.save(scene, testing.synthetic_scene(3, (height + PAN, width + PAN)).image)
+    if case.program == "VideoPredictor" and not clip.exists():
+        write_clip(clip, np.load(scene), frames)
 
 
 def parse(text: str) -> list[Sample]:
@@ -286,13 +289,9 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=128, help="side of the model's input, pixels")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--write", action="store_true")
-    parser.add_argument("--work", choices=[*PROGRAMS, "clip"], help=argparse.SUPPRESS)
+    parser.add_argument("--work", choices=PROGRAMS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.work == "clip":
-        case = Case("VideoPredictor", options.heights[0], options.objects[0])
-        write_clip(clip_path(case, options.folder, options.frames), case.size_hw, options.frames)
-        return
     if options.work:
         case = Case(options.work, options.heights[0], options.objects[0])
         for frame in track(case, options.folder, options.frames, options.threads):

@@ -190,3 +190,52 @@ def test_refused_arguments(arguments: dict[str, Any], message: str) -> None:
 def test_refused_picture() -> None:
     with pytest.raises(InputError, match="uint8"):
         draw_overlay(GREY.astype(np.float32), disc(40))
+
+
+def test_masks_in_given_colours() -> None:
+    masks = [disc(20, 40), disc(20, 120)]
+    drawn = draw_overlay(GREY, masks, colours=[(1, 2, 3), (200, 100, 50)], alpha=1)
+    assert drawn[60, 40].tolist() == [1, 2, 3]
+    assert drawn[60, 120].tolist() == [200, 100, 50]
+    swapped = draw_overlay(GREY, masks[::-1], colours=[(200, 100, 50), (1, 2, 3)], alpha=1)
+    np.testing.assert_array_equal(drawn, swapped)
+
+
+def test_a_name_stands_on_its_mask_in_its_colour() -> None:
+    without = draw_overlay(GREY, [disc(20, 80, 70)])
+    drawn = draw_overlay(GREY, [disc(20, 80, 70)], names=["7"])
+    rows, columns = np.nonzero((drawn != without).any(axis=2))
+    assert rows.max() <= 51  # the mask begins in row 51
+    assert 30 <= rows.min()
+    assert 70 <= columns.min() < 80 < columns.max() <= 90
+    tag = drawn[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].reshape(-1, 3)
+    assert (tag == PALETTE[0]).all(axis=1).mean() > 0.3
+    assert (tag == 255).all(axis=1).mean() > 0.05
+    other = draw_overlay(GREY, [disc(20, 80, 70)], names=["8"])
+    assert (other != drawn).any()
+
+
+@pytest.mark.parametrize(("x", "y"), [(0, 0), (159, 0), (0, 119), (159, 119)])
+def test_names_stay_in_the_picture(x: int, y: int) -> None:
+    mask = disc(6, x, y)
+    rows, columns = np.nonzero(
+        (draw_overlay(GREY, [mask], names=["123"]) != draw_overlay(GREY, [mask])).any(2)
+    )
+    assert columns.max() - columns.min() >= 15  # three digits, all of them
+    assert rows.max() - rows.min() >= 8
+
+
+def test_a_name_larger_than_the_picture() -> None:
+    picture = np.full((4, 5, 3), 100, np.uint8)
+    assert draw_overlay(picture, [np.ones((4, 5), bool)], names=["123456"]).shape == (4, 5, 3)
+
+
+def test_a_mask_that_is_empty_has_no_name() -> None:
+    empty = np.zeros((120, 160), bool)
+    np.testing.assert_array_equal(draw_overlay(GREY, [empty], names=["7"]), GREY)
+
+
+@pytest.mark.parametrize("given", [{"names": ["1"]}, {"colours": [(1, 2, 3)]}, {"names": []}])
+def test_one_name_and_colour_for_each_mask(given: Any) -> None:
+    with pytest.raises(InputError, match="2 masks to draw"):
+        draw_overlay(GREY, [disc(10), disc(20)], **given)

@@ -127,6 +127,17 @@ def test_the_file_is_a_plain_one_in_the_colours_of_video(tmp_path: Path) -> None
         assert stream.frames == 5
 
 
+@pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
+def test_colours_stay_what_they_are(tmp_path: Path, suffix: str) -> None:
+    colours = np.array([(255, 0, 0), (0, 255, 0), (0, 0, 255), (30, 144, 255), (128, 128, 128)], np.uint8)
+    pixels = np.repeat(np.tile(colours, (120, 1, 1)), 32, axis=1)  # five columns of 32 pixels
+    writer = OverlayVideo(tmp_path / f"out{suffix}")
+    writer.write(FrameResult(0, 0.0, ()), pixels)
+    writer.finish()
+    _, (shown,), _ = read(tmp_path / f"out{suffix}")
+    np.testing.assert_allclose(shown[60, 16::32].astype(int), colours, atol=6)
+
+
 def test_without_h264_there_is_mpeg4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     codec = av.Codec
 

@@ -280,6 +280,25 @@ def test_resuming_a_complete_file_changes_nothing(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_line_that_was_cut_off_is_dropped_also_if_nothing_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    write(JsonLines(path, SETTINGS), 0, 1)
+    before = path.read_bytes()
+    path.write_bytes(before + b'{"index": 2, "ti')
+    write(JsonLines(path, SETTINGS, start="resume"), 0, 1)
+    assert path.read_bytes() == before
+
+
+def test_what_follows_a_resumed_line_is_dropped(tmp_path: Path) -> None:
+    """The line that was cut off may be longer than what is written in its place."""
+    path = tmp_path / "out.jsonl"
+    write(JsonLines(path, SETTINGS), 0, 1)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole[:-1].rindex(b"\n") + 1] + b"x" * 10_000)
+    write(JsonLines(path, SETTINGS, start="resume"), 0, 1)
+    assert path.read_bytes() == whole
+
+
 def test_lines_are_resumed_with_the_same_settings_only(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     write(JsonLines(path, SETTINGS), 0)

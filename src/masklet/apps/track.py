@@ -358,6 +358,8 @@ def _track_clip(
     writers = _open_writers(wish, settings, prompts, source, reverse=order.step < 0)
     there = sum(all(writer.has(index) for writer in writers) for index in order)
     if there == len(order):
+        for writer in writers:
+            writer.finish()
         terminal.note(f"All {there} frames are there already.")
         return
     model = computation.load()

@@ -178,7 +178,7 @@ def write_results(
         try:
             with contextlib.ExitStack() as stack:
                 for writer in writers:
-                    pass
+                    stack.callback(writer.finish)
                 try:
                     for result, pixels in stack.enter_context(
                         contextlib.closing(results(lambda: bool(received)))

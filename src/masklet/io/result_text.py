@@ -68,6 +68,7 @@ class JsonLines(ResultWriter):
         self._start: Start = start
         self._there: frozenset[int] = frozenset()
         self._keep = 0  # bytes of the file that is resumed
+        self._has_rest = False  # behind them, a line that was cut off
         self._file: _Appender | None = None
         check_file(path, start, resumable=True)
         if start == "resume" and path.exists():
@@ -88,6 +89,9 @@ class JsonLines(ResultWriter):
     def finish(self) -> None:
         """Put all on the disk and close the file."""
         file, self._file = self._file, None
+        if file is None and self._has_rest:
+            file = _Appender(_open(self._path, self._start, self._keep), self._path)
+        self._has_rest = False
         if file is not None:
             file.close()
 
@@ -112,7 +116,8 @@ class JsonLines(ResultWriter):
                                 f"cannot resume {name}: line {number} is not one that masklet track wrote. "
                                 "Start anew with --overwrite or another name."
                             )
-                        break  # where the run before was cut off
+                        self._has_rest = True
+                        break
                     there.add(content["index"])
                     end += len(line)
         except OSError as error:

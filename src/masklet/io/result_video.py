@@ -230,8 +230,6 @@ class _VideoFile:
             raise self._sink.failure
 
     def _mux(self, packet: Any) -> None:
-        if packet.pts == self._last:  # nothing follows that would tell how long it is shown
-            packet.duration = round(1 / self._fps / packet.time_base)
         self._container.mux(packet)
         if self._sink.failure:
             raise self._sink.failure
