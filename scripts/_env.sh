@@ -108,7 +108,7 @@ install_reference() {
   install "$TORCH" setuptools wheel numpy pillow hydra-core iopath tqdm
   install --no-deps torchvision==0.29.2
   SAM2_BUILD_CUDA=0 install --no-build-isolation --no-deps sam2==1.1.0
-  install 'transformers>=5.20,<6' openvino==2026.4.1 'pytest>=8.2'
+  install 'transformers>=5.20,<6' openvino==2026.4.1 'pytest>=8.2' scipy
   install --editable .
 }
 
