@@ -1,4 +1,4 @@
-"""Lively weights and synthetic scenes: the same numbers everywhere, and worth testing with."""
+"""Lively weights, synthetic scenes and clips: the same numbers everywhere, and worth testing with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from masklet.errors import InputError
-from masklet.testing import lively_weights, sampled, synthetic_scene, weights_sha256
+from masklet.testing import (
+    Clip,
+    lively_weights,
+    sampled,
+    stand_in_weights,
+    synthetic_clip,
+    synthetic_scene,
+    tiny_config,
+    weights_sha256,
+)
 
 SHAPES = {
     "image_encoder.trunk.pos_embed": (1, 96, 7, 7),
@@ -66,6 +75,34 @@ def test_each_role_has_its_distribution(name: str, mean: float, std: float) -> N
     assert array.dtype == np.float32
     assert array.mean() == pytest.approx(mean, abs=4 * std / array.size**0.5)
     assert array.std() == pytest.approx(std, rel=3 / array.size**0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "gain"),
+    [
+        ("memory_attention.layers.0.cross_attn_image.q_proj.weight", (256, 256), 3),
+        ("memory_attention.layers.0.cross_attn_image.k_proj.weight", (256, 64), 1),
+        ("memory_attention.layers.0.self_attn.q_proj.weight", (256, 256), 1),
+        ("obj_ptr_tpos_proj.weight", (64, 256), 4),
+    ],
+)
+def test_memories_are_told_apart(name: str, shape: tuple[int, int], gain: float) -> None:
+    """With unit gains, attention would mix all memories evenly."""
+    array = lively_weights({name: shape})[name]
+    assert array.std() == pytest.approx(gain * shape[1] ** -0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("version", ["2.0", "2.1"])
+def test_stand_ins_can_track(version: str) -> None:
+    config = tiny_config(version, image_size=64)
+    weights = stand_in_weights(config, object_score_bias=5.0)
+    assert weights["sam_mask_decoder.pred_obj_score_head.layers.2.bias"].tolist() == [5.0]
+    assert weights["maskmem_tpos_enc"].shape == (7, 1, 1, config.memory_dim)
+    assert (
+        ("no_obj_embed_spatial" in weights) == ("obj_ptr_tpos_proj.weight" in weights) == (version == "2.1")
+    )
+    assert any(name.startswith("memory_encoder.") for name in weights)
+    assert all(array.std() > 0 for array in weights.values() if array.size > 1)
 
 
 def test_object_score_bias_replaces_one_value() -> None:
@@ -160,3 +197,66 @@ def test_point_is_the_deepest() -> None:
 def test_a_tiny_scene_is_refused() -> None:
     with pytest.raises(InputError, match="31 x 200"):
         synthetic_scene(0, (31, 200))
+
+
+# ------------------------------------------------------------------------------------------------------ clips
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return synthetic_clip(2, 24, (72, 96))
+
+
+def test_clip_holds_what_it_says(clip: Clip) -> None:
+    assert (clip.frames.shape, clip.frames.dtype) == ((24, 72, 96, 3), np.uint8)
+    assert (clip.masks.shape, clip.masks.dtype) == ((24, 4, 72, 96), bool)
+    assert clip.masks.sum(axis=1).max() == 1  # disjoint
+    for frame in (0, 11, 23):
+        for shape in range(4):
+            mask = clip.masks[frame, shape]
+            if mask.any():
+                x, y = clip.point_xy(frame, shape)
+                assert mask[int(y), int(x)]
+                x0, y0, x1, y1 = clip.box_xyxy(frame, shape)
+                rows, columns = np.nonzero(mask)
+                assert (x0, y0, x1, y1) == (columns.min(), rows.min(), columns.max(), rows.max())
+
+
+def test_everything_in_a_clip_moves(clip: Clip) -> None:
+    """Shapes, background and noise; and shapes pass over each other."""
+    for shape in range(4):
+        assert len({mask.tobytes() for mask in clip.masks[:, shape]}) > 20
+        areas = clip.masks[:, shape].sum(axis=(1, 2))
+        assert areas.min() < 0.9 * areas.max()
+    background = ~clip.masks.any(axis=1)
+    always = background.all(axis=0)
+    assert (clip.frames[0][always] != clip.frames[12][always]).mean() > 0.5
+
+
+def test_a_frame_does_not_depend_on_the_clips_length(clip: Clip) -> None:
+    shorter = synthetic_clip(2, 5, (72, 96))
+    np.testing.assert_array_equal(shorter.frames, clip.frames[:5])
+    np.testing.assert_array_equal(shorter.masks, clip.masks[:5])
+
+
+def test_clip_is_the_same_everywhere(clip: Clip) -> None:
+    """Golden files store only the seed: this sum may change only together with them."""
+    digest = hashlib.sha256(clip.frames.tobytes() + clip.masks.tobytes()).hexdigest()
+    assert digest == "6b37bc8eb5dfa9c47c4f1bf4bfd932087bd7f4a727423843b79796521b18196c"
+    assert not np.array_equal(synthetic_clip(3, 1, (72, 96)).frames[0], clip.frames[0])
+
+
+def test_a_hidden_shape_has_no_point() -> None:
+    masks = np.zeros((2, 1, 40, 40), bool)
+    masks[0, 0, 3, 4] = True
+    clip = Clip(np.zeros((2, 40, 40, 3), np.uint8), masks)
+    assert clip.point_xy(0, 0).tolist() == [4, 3]
+    for ask in (clip.point_xy, clip.box_xyxy):
+        with pytest.raises(InputError, match="shape 0 is hidden in frame 1"):
+            ask(1, 0)
+
+
+@pytest.mark.parametrize(("frames", "size_hw"), [(0, (72, 96)), (3, (31, 96))])
+def test_a_clip_that_cannot_be_is_refused(frames: int, size_hw: tuple[int, int]) -> None:
+    with pytest.raises(InputError, match=r"0 frames|31 x 96"):
+        synthetic_clip(0, frames, size_hw)

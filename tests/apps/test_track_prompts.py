@@ -58,13 +58,13 @@ def test_masks(text: str, told: Told) -> None:
     ],
 )  # fmt: skip
 def test_points_that_cannot_be_meant(text: str) -> None:
-    with pytest.raises(typer.BadParameter, match=r"FRAME:OBJ:X,Y|X,Y in pixels"):
+    with pytest.raises(typer.BadParameter, match=r"give FRAME:OBJ:X,Y\[,0\|1\], for example 0:1:520,375"):
         parse_frame_point(text)
 
 
 @pytest.mark.parametrize("text", ["1,2,3,4", "0:1:1,2,3", "0:1:1,2,3,4,5", "0:1:1,2,3,inf", "0:x:1,2,3,4"])
 def test_boxes_that_cannot_be_meant(text: str) -> None:
-    with pytest.raises(typer.BadParameter, match=r"X0,Y0,X1,Y1"):
+    with pytest.raises(typer.BadParameter, match="give FRAME:OBJ:X0,Y0,X1,Y1"):
         parse_frame_box(text)
 
 

@@ -18,6 +18,7 @@ from masklet.families.sam2 import Sam2Config
 from masklet.io.checkpoints import open_checkpoint
 from masklet.io.safetensors import write_safetensors
 from masklet.pipeline.model import load
+from masklet.runtime.graph import write_stage
 from masklet.testing import stand_in_weights, tiny_config
 
 FOURIER = "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
@@ -25,7 +26,6 @@ FOURIER_TWICE = (
     "shared_image_embedding.positional_embedding",
     "prompt_encoder.shared_embedding.positional_embedding",
 )
-MEMORY_DIM = 64  # channels of a remembered frame
 
 
 # ------------------------------------------------------------------------------------- the map, written out
@@ -144,12 +144,12 @@ def mask_decoder(width: int) -> Iterable[Entry]:
     yield from perceptron(f"{key}.{head}", f"{name}.{head}", width, width, width, 1)
 
 
-def memory(width: int) -> Iterable[Entry]:
+def memory(width: int, memory_dim: int) -> Iterable[Entry]:
     for layer in range(4):
         here = f"memory_attention.layers.{layer}"
         yield from attention(f"{here}.self_attn", f"{here}.self_attn", width, width)
         cross = f"{here}.cross_attn_image"
-        yield from attention(cross, cross, width, width, MEMORY_DIM)
+        yield from attention(cross, cross, width, width, memory_dim)
         yield from pair(f"{here}.linear1", f"{here}.linear1", 2048, width)
         yield from pair(f"{here}.linear2", f"{here}.linear2", width, 2048)
         for index in range(1, 4):
@@ -157,13 +157,13 @@ def memory(width: int) -> Iterable[Entry]:
     yield from norm("memory_attention.norm", "memory_attention.layer_norm", width)
 
     key = name = "memory_encoder"
-    channels = (1, 4, 16, 64, width)
+    channels = (1, 4, 16, 64, 256)
     for layer in range(4):
         ours, theirs = f"{key}.mask_downsampler.encoder", f"{name}.mask_downsampler.layers.{layer}"
         yield from pair(f"{ours}.{3 * layer}", f"{theirs}.conv", channels[layer + 1], channels[layer], 3, 3)
         yield from norm(f"{ours}.{3 * layer + 1}", f"{theirs}.layer_norm", channels[layer + 1])
     final = f"{key}.mask_downsampler.encoder.12"
-    yield from pair(final, f"{name}.mask_downsampler.final_conv", width, width, 1, 1)
+    yield from pair(final, f"{name}.mask_downsampler.final_conv", width, 256, 1, 1)
     yield from pair(f"{key}.pix_feat_proj", f"{name}.feature_projection", width, width, 1, 1)
     for layer in range(2):
         ours, theirs = f"{key}.fuser.layers.{layer}", f"{name}.memory_fuser.layers.{layer}"
@@ -172,19 +172,19 @@ def memory(width: int) -> Iterable[Entry]:
         yield from norm(f"{ours}.norm", f"{theirs}.layer_norm", width)
         yield from pair(f"{ours}.pwconv1", f"{theirs}.pointwise_conv1", 4 * width, width)
         yield from pair(f"{ours}.pwconv2", f"{theirs}.pointwise_conv2", width, 4 * width)
-    yield from pair(f"{key}.out_proj", f"{name}.projection", MEMORY_DIM, width, 1, 1)
+    yield from pair(f"{key}.out_proj", f"{name}.projection", memory_dim, width, 1, 1)
 
 
-def pointers(width: int, version: str) -> Iterable[Entry]:
-    yield Entry("maskmem_tpos_enc", "memory_temporal_positional_encoding", (7, 1, 1, MEMORY_DIM))
+def pointers(width: int, memory_dim: int, version: str) -> Iterable[Entry]:
+    yield Entry("maskmem_tpos_enc", "memory_temporal_positional_encoding", (7, 1, 1, memory_dim))
     yield Entry("no_mem_pos_enc", "no_memory_positional_encoding", (1, 1, width))
     yield Entry("no_obj_ptr", "no_object_pointer", (1, width))
     yield from pair("mask_downsample", "mask_downsample", 1, 1, 4, 4)
     yield from perceptron("obj_ptr_proj", "object_pointer_proj", width, width, width, width)
     if version == "2.1":
-        yield Entry("no_obj_embed_spatial", "occlusion_spatial_embedding_parameter", (1, MEMORY_DIM))
+        yield Entry("no_obj_embed_spatial", "occlusion_spatial_embedding_parameter", (1, memory_dim))
         projection = "temporal_positional_encoding_projection_layer"
-        yield from pair("obj_ptr_tpos_proj", projection, MEMORY_DIM, width)
+        yield from pair("obj_ptr_tpos_proj", projection, memory_dim, width)
 
 
 def image_entries(config: Sam2Config) -> list[Entry]:
@@ -195,7 +195,8 @@ def image_entries(config: Sam2Config) -> list[Entry]:
 
 def video_entries(config: Sam2Config) -> list[Entry]:
     """What `Sam2VideoModel` has, and so the published files."""
-    return [*image_entries(config), *memory(config.d_model), *pointers(config.d_model, config.version)]
+    widths = config.d_model, config.memory_dim
+    return [*image_entries(config), *memory(*widths), *pointers(*widths, config.version)]
 
 
 def file_shapes(entries: Iterable[Entry]) -> dict[str, tuple[int, ...]]:
@@ -380,8 +381,9 @@ def test_two_names_for_one_tensor(tmp_path: Path) -> None:
 def transformers_arrays(config: Sam2Config) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """A stand-in's weights under Meta's keys and as transformers would save them."""
     weights = stand_in_weights(config)
+    weights |= {key: np.zeros((1, 1, config.d_model), np.float32) for key in sam2.UNUSED_TENSORS}
     arrays: dict[str, np.ndarray] = {}
-    for entry in image_entries(config):
+    for entry in video_entries(config):
         rows = [arrays[entry.name]] if entry.row else []
         arrays[entry.name] = np.concatenate([*rows, weights[entry.key]])
     return weights, {**arrays, FOURIER_TWICE[0]: weights[FOURIER]}
@@ -395,6 +397,19 @@ def test_a_file_of_transformers_loads(tmp_path: Path) -> None:
     assert model.config == config
     for key, array in weights.items():
         np.testing.assert_array_equal(model.tensor(key), array, key)
+    for name in (*sam2.IMAGE_STAGES, *sam2.VIDEO_STAGES):
+        assert model.stage(name)  # checks that all tensors are there, and no others
+
+
+@pytest.mark.parametrize("preset", ["sam2_hiera_tiny", "sam2.1_hiera_tiny", "sam2.1_hiera_base_plus"])
+def test_the_stages_read_all_of_a_published_file(preset: str) -> None:
+    """In the shapes that the map written out states, but for what is unused with a reason."""
+    config = sam2.PRESETS[preset]
+    stages = [write_stage(config, name, 256, "fused") for name in (*sam2.IMAGE_STAGES, *sam2.VIDEO_STAGES)]
+    read = {key: shape for stage in stages for key, shape in stage.tensors.items()}
+    published = {entry.key: entry.shape for entry in video_entries(config)}
+    assert read == {key: shape for key, shape in published.items() if key not in sam2.UNUSED_TENSORS}
+    assert published.keys() >= sam2.UNUSED_TENSORS.keys()
 
 
 def test_loading_is_strict(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def result(index: int, time: float | None = None) -> FrameResult:
             TrackedObject(
                 object_id=object_id,
                 mask=mask,
-                box_xyxy=(left, top, left + 16, top + 11) if mask.any() else None,
+                box_xyxy=(left, top, left + 17, top + 12) if mask.any() else None,
                 area=int(mask.sum()),
                 predicted_iou=np.float32(0.9 - object_id / 10),  # type: ignore[arg-type]
                 object_score=3.25 if mask.any() else -4.5,
@@ -213,7 +213,7 @@ def test_a_line_holds_all_about_a_frame() -> None:
     assert np.array_equal(decode_rle(first.pop("rle")), mask_of(1, 2))
     assert not decode_rle(second.pop("rle")).any()
     assert first == {
-        "id": 1, "state": "tracked", "box": [7, 5, 23, 16], "area": 12 * 17, "predicted_iou": 0.8,
+        "id": 1, "state": "tracked", "box": [7, 5, 24, 17], "area": 12 * 17, "predicted_iou": 0.8,
         "object_score": 3.25, "stability": 0.875,
     }  # fmt: skip
     assert (second["state"], second["box"], second["area"]) == ("occluded", None, 0)

@@ -1,7 +1,8 @@
 """What the reference's video predictor answers for every scenario, kept on disk so that it is computed once.
 
 In: a variant's name, an image size, a scenario. Out: a `Recording`, the folder of JPEG files that it was made
-from, and the weights as a checkpoint. A kept recording is read without torch; a missing or damaged one is made.
+from, and the weights as a checkpoint. A kept recording is read without torch; a missing or damaged one is
+made.
 
 The folder is that of `expected`; a variant's folder in it ends with a hash of what the recordings depend on.
 """
@@ -19,7 +20,7 @@ import reference
 import reference_video
 import video_cases
 from expected import CACHE_FOLDER, _write
-from reference_video import Recording
+from recordings import Recording
 from video_cases import Scenario
 
 from masklet.testing import lively_weights

@@ -1,16 +1,19 @@
 """Video tracking against the reference: whole sessions run on their own outputs, and single steps with the
 reference's state fed in.
 
-Policy is compared at a small image size, where a session of hundreds of steps takes seconds; arithmetic at the
-published size. The bars (docs/decisions.md): a step by itself, cosine >= 0.99999; free-running, logits cosine >=
-0.9999 and mask IoU >= 0.995 on every frame that is yielded; the first memory of an object, cosine >= 0.99999.
+Policy is compared at a small image size, where a session of hundreds of steps takes seconds; arithmetic at
+the published size. The bars (docs/decisions.md): a step by itself, cosine >= 0.99999; free-running, logits
+cosine >= 0.9999 and mask IoU >= 0.995 on every frame that is yielded; the first memory of an object, cosine
+>= 0.99999.
 """
 
 from __future__ import annotations
 
+import tempfile
 import warnings
-from functools import partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,11 +21,12 @@ import reference
 import video_cases
 import video_compare
 from expected_video import ExpectedVideo
-from reference_video import Recording
-from video_cases import FOUR_FRAMES, POLICY, SHORT, TEN_FRAMES, Event, Scenario
+from recordings import Recording
+from video_cases import FOUR_FRAMES, POLICY, SHORT, TEN_FRAMES, Scenario
 from video_compare import cosine, relative, values
 
 import masklet
+from masklet.families.sam2 import IMAGE_STAGES, VIDEO_STAGES
 from masklet.io.image import read_image
 from masklet.pipeline.memory import ReferencePolicy, from_bfloat16, to_bfloat16
 from masklet.pipeline.preprocess import frame_input
@@ -38,49 +42,58 @@ SCORES = ("all_ious", "object_score")  # compared by their difference: they have
 
 SMALL, FULL = 256, 1024
 TINY = ("sam2.1_hiera_tiny", "sam2_hiera_tiny")
-full = pytest.mark.full
 SESSIONS = [
-    *[pytest.param((variant, SMALL), scenario) for variant in TINY for scenario in POLICY],
-    pytest.param((TINY[0], FULL), SHORT),
-    *[pytest.param((variant, FULL), TEN_FRAMES, marks=full) for variant in TINY],
+    *[(variant, SMALL, scenario) for variant in TINY for scenario in POLICY],
+    (TINY[0], FULL, SHORT),
+    *[(variant, FULL, TEN_FRAMES) for variant in TINY],
     *[
-        pytest.param((f"{version}_hiera_{size}", FULL), scenario, marks=full)
+        (f"{version}_hiera_{size}", FULL, scenario)
         for size, scenario in (("base_plus", TEN_FRAMES), ("small", FOUR_FRAMES), ("large", FOUR_FRAMES))
         for version in ("sam2.1", "sam2")
     ],
 ]
-SESSION_IDS = [
-    f"{variant}-{size}-{scenario.name}" for (variant, size), scenario in (param.values for param in SESSIONS)
-]
-on_every_session = pytest.mark.parametrize(("pair", "scenario"), SESSIONS, indirect=["pair"], ids=SESSION_IDS)
 
 
 class Pair:
     """One variant at one image size: what the reference answers, and our model of the same file."""
 
-    def __init__(self, variant: str, image_size: int, folder: Path) -> None:
+    def __init__(self, variant: str, image_size: int) -> None:
         self.expected = ExpectedVideo(variant, image_size)
-        self.path = folder / f"{variant}.pt"
-        reference.save_pt(self.expected.model, self.path)
-        self.model = masklet.load(self.path, image_size=image_size)
-        self._played: dict[str, Recording] = {}
+        with tempfile.TemporaryDirectory() as folder:
+            path = reference.save_pt(self.expected.model, Path(folder) / f"{variant}.pt")
+            self.model = masklet.load(path, image_size=image_size)
+            for stage in (*IMAGE_STAGES, *VIDEO_STAGES):  # all weights are read before the file goes
+                self.model.session(stage)
 
-    def ours(self, scenario: Scenario) -> Recording:
-        """The scenario as we play it, in the same form; without decisions."""
-        if scenario.name not in self._played:
-            predictor = masklet.VideoPredictor(
-                self.model,
-                fill_hole_area=0,
-                **scenario.settings,
-                memory_policy=partial(ReferencePolicy, **scenario.policy),
-            )
-            with predictor.init_state(str(self.expected.frames(scenario))) as state:
-                played = Recording(state.num_frames)
-                for event in video_cases.play(scenario, predictor, state):
-                    played.events.append(event)
-                    played.kept.append(self._kept(state, event))
-            self._played[scenario.name] = played
-        return self._played[scenario.name]
+
+# Of one variant at a time: sessions stand in this order.
+pair_of = lru_cache(maxsize=1)(Pair)
+
+
+class Session:
+    """A scenario as the reference plays it and as we do."""
+
+    def __init__(self, variant: str, image_size: int, scenario: Scenario) -> None:
+        self.pair, self.scenario = pair_of(variant, image_size), scenario
+        self.model = self.pair.model
+        self.frames = self.pair.expected.frames(scenario)
+        self.theirs = self.pair.expected.recording(scenario)
+
+    @cached_property
+    def ours(self) -> Recording:
+        """Ours in the same form, without decisions."""
+        predictor = masklet.VideoPredictor(
+            self.model,
+            fill_hole_area=0,
+            **self.scenario.settings,
+            memory_policy=partial(ReferencePolicy, **self.scenario.policy),
+        )
+        with predictor.init_state(str(self.frames)) as state:
+            played = Recording(state.num_frames)
+            for event in video_cases.play(self.scenario, predictor, state):
+                played.events.append(event)
+                played.kept.append(self._kept(state.tracks, event.frame))
+        return played
 
     def raster(self, tokens: np.ndarray) -> np.ndarray:
         """(T, C) in our order as (C, h, w)."""
@@ -89,53 +102,47 @@ class Pair:
         grid[order.slots] = tokens
         return grid.T.reshape(-1, *order.grid_hw)
 
-    def _kept(self, state: masklet.InferenceState, event: Event) -> dict[int, dict[str, np.ndarray]]:
+    def _kept(self, tracks: dict, frame: int) -> dict[int, dict[str, np.ndarray]]:
         kept = {}
-        for obj, track in state.tracks.items():
-            made = (
-                track.pending(True).get(event.frame)
-                or track.pending(False).get(event.frame)
-                or track.recall(event.frame)
-            )
+        for obj, track in tracks.items():
+            made = track.pending(True).get(frame) or track.pending(False).get(frame) or track.recall(frame)
             if made is not None:
                 kept[obj] = {
                     "low_res": made.logits[0],
                     "pointer": made.pointer,
                     "score": np.float32(made.object_score),
                 }
-                if made.memory is not None:  # raster order
+                if made.memory is not None:  # in raster order
                     kept[obj]["memory"] = made.memory.T.reshape(-1, *self.model.orders[2].grid_hw)
         return kept
 
 
-@pytest.fixture(scope="module")
-def pair(request, tmp_path_factory):
-    pair = Pair(*request.param, tmp_path_factory.mktemp(request.param[0]))
-    yield pair
-    pair.path.unlink()
+def _parameter(variant: str, image_size: int, scenario: Scenario) -> Any:
+    marks = [pytest.mark.full] if image_size == FULL and scenario is not SHORT else []
+    return pytest.param((variant, image_size, scenario), marks=marks, id=f"{variant}-{scenario.name}")
 
 
-# ------------------------------------------------------------------------------------------------- free-running
+@pytest.fixture(scope="module", params=[_parameter(*session) for session in SESSIONS])
+def session(request):
+    return Session(*request.param)
 
 
-@on_every_session
-def test_every_yielded_mask(pair, scenario):
-    report = video_compare.compare_events(
-        scenario, pair.expected.recording(scenario), pair.ours(scenario).events
-    )
-    print(f"{pair.expected.variant} {scenario.name}: {report}")
+# ----------------------------------------------------------------------------------------------- free-running
+
+
+def test_every_yielded_mask(session):
+    report = video_compare.compare_events(session.scenario, session.theirs, session.ours.events)
+    print(report)
     if report.flips:
-        warnings.warn(f"{pair.expected.variant} {scenario.name}: {report}", stacklevel=1)
+        warnings.warn(str(report), stacklevel=1)
     assert not report.failures, str(report)
     assert len(report.flips) <= report.masks / 4, str(report)
 
 
-@on_every_session
-def test_what_is_remembered(pair, scenario):
+def test_what_is_remembered(session):
     """The state behind the masks: for each event, each object's logits, pointer, score and memory."""
-    recording, ours = pair.expected.recording(scenario), pair.ours(scenario)
     first: set[int] = set()
-    for index, (theirs, found) in enumerate(zip(recording.kept, ours.kept, strict=True)):
+    for index, (theirs, found) in enumerate(zip(session.theirs.kept, session.ours.kept, strict=True)):
         assert found.keys() == theirs.keys(), index
         for obj, wanted in theirs.items():
             got, where = found[obj], (index, obj)
@@ -151,38 +158,34 @@ def test_what_is_remembered(pair, scenario):
                 first.add(obj)
 
 
-@on_every_session
-def test_what_is_attended_to(pair, scenario):
+def test_what_is_attended_to(session):
     """The policy alone, for every step that the reference took, from the frames that it had."""
-    recording = pair.expected.recording(scenario)
-    policy = ReferencePolicy(**scenario.policy)
-    looked = [decision for decision in recording.decisions if decision.memories]
+    policy = ReferencePolicy(**session.scenario.policy)
+    looked = [decision for decision in session.theirs.decisions if decision.memories]
     assert looked
     for decision in looked:
         selection = policy.select(
             decision.frame,
             dict.fromkeys(decision.conditioning),
             dict.fromkeys(decision.tracked),
-            num_frames=recording.num_frames,
+            num_frames=session.theirs.num_frames,
             reverse=decision.reverse,
         )
         assert selection.memories == decision.memories, decision
         assert [t for t, _ in selection.pointers] == [t for t, _ in decision.pointers], decision
-        if pair.model.config.version == "2.1":
+        if session.model.config.version == "2.1":
             times = [time for _, time in decision.pointers]
             np.testing.assert_allclose([time for _, time in selection.pointers], times, atol=1e-6)
 
 
-# --------------------------------------------------------------------------------------------- the state fed in
+# ------------------------------------------------------------------------------------------- the state fed in
 
 
-@on_every_session
-def test_single_steps(pair, scenario):
-    recording = pair.expected.recording(scenario)
-    assert recording.forced.keys() == set(scenario.forced)
-    for key, wanted in recording.forced.items():
-        decision = recording.decision(key)
-        got, mask = single_step(pair, scenario, decision, wanted)
+def test_single_steps(session):
+    assert session.theirs.forced.keys() == set(session.scenario.forced)
+    for key, wanted in session.theirs.forced.items():
+        decision = session.theirs.decision(key)
+        got, mask = single_step(session, decision, wanted)
         if decision.margin >= video_compare.FLIP_MARGIN:
             assert mask == decision.mask, key
         for name, array in got.items():
@@ -197,11 +200,10 @@ def test_single_steps(pair, scenario):
             assert alike.mean() >= ROUNDED_ALIKE, key
 
 
-def single_step(pair, scenario, decision, given):
+def single_step(session, decision, given):
     """Our step from the reference's memories, and the mask that we choose."""
-    model = pair.model
-    picture = next(pair.expected.frames(scenario).glob(f"{decision.frame:05d}.jpg"))
-    pixels = read_image(picture)
+    model = session.model
+    pixels = read_image(session.frames / f"{decision.frame:05d}.jpg")
     frame = model.encode_frame(frame_input(pixels, model.image_size), pixels.shape[:2])
     count, _, height, width = given["memories"].shape
     embedding = model.attend(
@@ -224,7 +226,7 @@ def single_step(pair, scenario, decision, given):
     choice = ReferencePolicy().choose(candidates, points=np.count_nonzero(labels >= 0))
     score = candidates.object_score
     got = {
-        "conditioned": pair.raster(embedding.numpy()[0]),
+        "conditioned": session.raster(embedding.numpy()[0]),
         "all_masks": candidates.logits[0],
         "all_ious": candidates.iou[0],
         "mask_tokens": candidates.tokens[0],

@@ -1,7 +1,7 @@
 """The sessions with a video predictor that parity covers, as data, and the one way to play them. numpy only.
 
-In: a predictor with the method names of the reference's `SAM2VideoPredictor`, its own or ours. Out: everything
-that it yields or returns, in order. Knows nothing about either of them.
+In: a predictor with the method names of the reference's `SAM2VideoPredictor`, its own or ours. Out:
+everything that it yields or returns, in order. Knows nothing about either of them.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def clip(shots: Shots) -> Clip:
 
 
 def write_frames(shots: Shots, folder: Path, lossless: bool = False) -> Path:
-    """The clip as a folder of JPEG files, named as the reference wants them. With `lossless`, PNG files under the same
-    names: it goes by names, Pillow by contents."""
+    """The clip as a folder of JPEG files, named as the reference wants them. With `lossless`, PNG files under
+    the same names: it goes by names, Pillow by contents."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,8 +61,8 @@ Place = int | tuple[float, float]  # a shape's innermost pixel, or (x, y) in pix
 
 @dataclass(frozen=True)
 class Prompt:
-    """`add_new_points_or_box`: positive points `on`, negative points `off`, a `box` around a shape. `more` keeps
-    the points that are there; `relative` gives coordinates from 0 to 1."""
+    """`add_new_points_or_box`: positive points `on`, negative points `off`, a `box` around a shape. `more`
+    keeps the points that are there; `relative` gives coordinates from 0 to 1."""
 
     frame: int
     obj: int
@@ -119,9 +119,9 @@ Step = Prompt | MaskPrompt | Propagate | ClearPrompts | Remove | Reset
 class Scenario:
     """One session: a clip, the predictor's settings, and what is done in order.
 
-    `settings` are arguments of the predictor, `policy` those of its rules: `max_cond_frames`, `stride`. `forced`
-    names the frames that looked at memories and whose whole state is kept, to be compared alone: (step, frame,
-    object).
+    `settings` are arguments of the predictor, `policy` those of its rules: `max_cond_frames`, `stride`.
+    `forced` names the frames that looked at memories and whose whole state is kept, to be compared alone:
+    (step, frame, object).
     """
 
     name: str
@@ -205,7 +205,7 @@ def prompt_arguments(step: Prompt, shown: Clip) -> dict[str, Any]:
     return arguments
 
 
-# ---------------------------------------------------------------------------------------------------- scenarios
+# -------------------------------------------------------------------------------------------------- scenarios
 
 _SHOTS = Shots((120, 160), ((1, 10), (2, 8), (3, 8)))  # cuts before frames 10 and 18
 _SHORT = Shots((360, 480), ((4, 2), (5, 2)))
@@ -244,7 +244,8 @@ POLICY = (
         settings={"add_all_frames_to_correct_as_cond": True},
         forced=((5, 9, 9), (6, 4, 5)),
     ),
-    # Objects come late, get prompts on several frames, lose one, and go; a pass that the consumer leaves early.
+    # Objects come late, get prompts on several frames, lose one, and go; a pass that the consumer leaves
+    # early.
     Scenario(
         "coming_and_going",
         _SHOTS,
@@ -276,7 +277,7 @@ POLICY = (
             Propagate(count=5),
             Reset(),
             Prompt(22, 6, on=(0, 1), off=(3,)),
-            Prompt(22, 2, box=1),
+            MaskPrompt(22, 2, 1),
             Propagate(reverse=True, count=6),
         ),
         settings={"non_overlap_masks": True},

@@ -1,12 +1,12 @@
 """Two ways through the same scenario, compared: what was yielded, what was remembered, and single steps.
 
-In: a `Recording` of the reference, and what someone else yielded and kept. Out: a `Report` in words. Knows nothing
-about who that someone is; numpy only.
+In: a `Recording` of the reference, and what someone else yielded and kept. Out: a `Report` in words. Knows
+nothing about who that someone is; numpy only.
 
-A network that is run on its own outputs makes discrete choices, and a difference of 1e-5 may turn one: the object's
-score against 0, the best predicted IoU, "stable", and, where masks may not overlap, the owner of a pixel. A frame
-may miss the bars only where the reference itself nearly chose otherwise, or behind such a frame; it is reported
-apart.
+A network that is run on its own outputs makes discrete choices, and a difference of 1e-5 may turn one: the
+object's score against 0, the best predicted IoU, "stable", and, where masks may not overlap, the owner of a
+pixel. A frame may miss the bars only where the reference itself nearly chose otherwise, or behind such a
+frame; it is reported apart.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
-from reference_video import Decision, Recording
+from recordings import Decision, Recording
 from video_cases import Event, Reset, Scenario
 
 LOGITS_COSINE = 0.9999
 MASK_IOU = 0.995
 FLIP_MARGIN = 1e-4  # of scores and predicted IoU, and of logits against the thresholds of "stable"
-TIE = 1e-3  # in logits, between the first and the second owner of a pixel: free-running logits of 30 differ so much
+TIE = 1e-3  # in logits, from the first to the second owner of a pixel: free-running logits differ by as much
 
 
 @dataclass
@@ -99,7 +99,8 @@ def _compare_masks(report: Report, recording: Recording, index: int, ours: Event
             report.worst_iou = min(report.worst_iou, found[1])
             continue
         decision = latest_decision(recording, theirs, obj)
-        line = f"step {theirs.step}, frame {theirs.frame}, object {obj}: cosine {found[0]:.7f}, IoU {found[1]:.4f}"
+        place = f"step {theirs.step}, frame {theirs.frame}, object {obj}"
+        line = f"{place}: cosine {found[0]:.7f}, IoU {found[1]:.4f}"
         if obj in excused or (decision is not None and decision.margin < FLIP_MARGIN):
             excused.update([obj] if lead is None else theirs.object_ids)
             report.flips.append(f"{line}, margins {decision.margins if decision else None}")

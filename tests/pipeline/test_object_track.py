@@ -119,7 +119,8 @@ def test_a_correction_looks_at_memories_and_at_the_tracked_mask(spy, moment, fea
     track = new_track()
     track.prompt_points(spy, moment(0), click((20, 20)), conditions=True)
     tracked_to(spy, moment, features, track, range(1, 6))
-    spy.decoded.clear(), spy.attended.clear()
+    spy.decoded.clear()
+    spy.attended.clear()
     track.prompt_points(spy, moment(3), click((40, 30)), conditions=False)
     (prompts, embedding), *more = spy.decoded
     assert embedding is not None

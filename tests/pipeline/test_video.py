@@ -12,7 +12,7 @@ from masklet.pipeline.postprocess import resize_logits
 from masklet.pipeline.results import without_overlap
 from masklet.pipeline.video import VideoPredictor
 
-LAST = 29
+COUNT, LAST = 14, 13  # frames of the clip, where no more are needed
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def predict(tracking_model, clip):
     """A predictor and the state of a prompted clip; object 1 is prompted on frame `first`."""
     states = []
 
-    def make(first=0, model=tracking_model, frames=clip.frames, **settings):
+    def make(first=0, model=tracking_model, frames=clip.frames[:COUNT], **settings):
         predictor = VideoPredictor(model, **settings)
         state = predictor.init_state(list(frames))
         states.append(state)
@@ -57,10 +57,13 @@ def test_a_prompt_returns_all_objects_on_its_frame(predict, clip):
     assert (logits.shape, logits.dtype) == ((2, 1, 48, 64), np.float32)
     assert (logits[0] == -1024).all()  # object 1 has no mask there yet
     assert (logits[1] > 0).any()
-    assert (state.num_frames, state.size_hw, state.object_ids) == (30, (48, 64), [1, 7])
+    assert (state.num_frames, state.size_hw, state.object_ids) == (COUNT, (48, 64), [1, 7])
     assert [state[key] for key in ("num_frames", "video_height", "video_width", "obj_ids")] == [
-        30, 48, 64, [1, 7],
-    ]  # fmt: skip
+        COUNT,
+        48,
+        64,
+        [1, 7],
+    ]
     with pytest.raises(KeyError, match=r"no 'images'; it has obj_ids"):
         state["images"]
 
@@ -69,7 +72,7 @@ def test_a_pass_yields_logits_and_track_yields_results(predict):
     predictor, state = predict()
     predict.prompt(predictor, state, 0, 2)
     yielded = list(predictor.propagate_in_video(state))
-    assert [frame for frame, _, _ in yielded] == list(range(30))
+    assert [frame for frame, _, _ in yielded] == list(range(COUNT))
     assert all(ids == [1, 2] and logits.shape == (2, 1, 48, 64) for _, ids, logits in yielded)
     results = list(predictor.track(state))
     for result, (frame, ids, logits) in zip(results, yielded, strict=True):
@@ -154,14 +157,14 @@ def test_both_versions_track(stand_in, predict):
 @pytest.mark.parametrize(
     ("first", "options", "frames"),
     [
-        (0, {}, range(30)),
-        (6, {}, range(6, 30)),  # from the first conditioning frame
-        (6, {"start_frame_idx": 8}, range(8, 30)),
-        (6, {"start_frame_idx": 2}, range(2, 30)),
+        (0, {}, range(COUNT)),
+        (6, {}, range(6, COUNT)),  # from the first conditioning frame
+        (6, {"start_frame_idx": 8}, range(8, COUNT)),
+        (6, {"start_frame_idx": 2}, range(2, COUNT)),
         (0, {"max_frame_num_to_track": 5}, range(6)),  # one more than the number, as in the reference
         (0, {"max_frame_num_to_track": 0}, [0]),
-        (0, {"max_frame_num_to_track": 100}, range(30)),
-        (0, {"start_frame_idx": 27, "max_frame_num_to_track": 5}, [27, 28, 29]),
+        (0, {"max_frame_num_to_track": 100}, range(COUNT)),
+        (0, {"start_frame_idx": 11, "max_frame_num_to_track": 5}, [11, 12, 13]),
         (6, {"reverse": True}, range(6, -1, -1)),
         (6, {"reverse": True, "max_frame_num_to_track": 2}, [6, 5, 4]),
         (0, {"reverse": True, "start_frame_idx": LAST}, range(LAST, -1, -1)),
@@ -180,7 +183,7 @@ def test_frames_of_propagate_in_video(predict, first, options, frames):
     [
         (0, {"num_frames": 5}, range(5)),
         (0, {"num_frames": 1}, [0]),
-        (0, {"num_frames": 99}, range(30)),
+        (0, {"num_frames": 99}, range(COUNT)),
         (6, {"start_frame_idx": 8, "num_frames": 2}, [8, 9]),
         (6, {"reverse": True, "num_frames": 3}, [6, 5, 4]),
         (6, {"reverse": True, "num_frames": 99}, range(6, -1, -1)),
@@ -203,7 +206,7 @@ def test_reverse_is_forward_in_a_mirrored_clip(predict, clip):
     """The rules are symmetric, except where a stride counts from frame 0."""
     forward = passed(*predict(), max_frame_num_to_track=8)
     mirrored = VideoPredictor(predict()[0].model)
-    state = mirrored.init_state(list(clip.frames[::-1]))
+    state = mirrored.init_state(list(clip.frames[COUNT - 1 :: -1]))
     predict_at = clip.point_xy(0, 0)
     mirrored.add_new_points_or_box(state, LAST, 1, points=[predict_at], labels=[1])
     backward = passed(mirrored, state, reverse=True, max_frame_num_to_track=8)
@@ -224,7 +227,7 @@ def test_a_correction_is_shown_and_lost_when_a_pass_meets_its_frame(predict):
     before = passed(predictor, state)
     shown = correct(predictor, state)
     assert not np.array_equal(shown, before[10])
-    assert same(passed(predictor, state, 10), {frame: before[frame] for frame in range(10, 30)})
+    assert same(passed(predictor, state, 10), {frame: before[frame] for frame in range(10, COUNT)})
 
 
 def test_a_correction_is_seen_by_a_pass_that_starts_behind_it(predict):
@@ -261,10 +264,10 @@ def test_a_correction_of_one_object_leaves_the_others_alone(predict):
 def test_a_prompt_on_an_untracked_frame_conditions(predict):
     predictor, state = predict()
     passed(predictor, state, max_frame_num_to_track=4)
-    *_, shown = predict.prompt(predictor, state, 20, 1)
+    *_, shown = predict.prompt(predictor, state, 12, 1)
     after = passed(predictor, state)
-    assert list(state.tracks[1].conditioning) == [0, 20]
-    assert_array_equal(after[20], shown)
+    assert list(state.tracks[1].conditioning) == [0, 12]
+    assert_array_equal(after[12], shown)
 
 
 def test_a_second_click_on_a_conditioning_frame_that_was_passed_is_lost(predict):
@@ -278,9 +281,11 @@ def test_a_second_click_on_a_conditioning_frame_that_was_passed_is_lost(predict)
 
 
 @pytest.mark.parametrize("everything", [False, True])
-def test_clearing_memories_around_a_prompt(predict, everything):
+def test_clearing_memories_around_a_prompt(predict, clip, everything):
     predictor, state = predict(
-        clear_non_cond_mem_around_input=True, add_all_frames_to_correct_as_cond=everything
+        frames=clip.frames,
+        clear_non_cond_mem_around_input=True,
+        add_all_frames_to_correct_as_cond=everything,
     )
     predict.prompt(predictor, state, 0, 2)
     passed(predictor, state)
@@ -312,7 +317,7 @@ def test_an_object_added_late(predict):
     after = passed(predictor, state)
     assert all(len(logits) == 2 for logits in after.values())
     assert_array_equal(after[8][1], shown[1])
-    for frame in range(30):
+    for frame in range(COUNT):
         np.testing.assert_allclose(after[frame][0], before[frame][0], atol=1e-3)  # other batches
     backward = passed(predictor, state, 8, reverse=True)
     assert list(backward) == list(range(8, -1, -1))
@@ -323,9 +328,9 @@ def test_removing_an_object_frees_its_memories(predict):
     predict.prompt(predictor, state, 0, 2)
     predict.prompt(predictor, state, 5, 2)
     before = passed(predictor, state)
-    assert len(state.store) == 60
+    assert len(state.store) == 2 * COUNT
     ids, shown = predictor.remove_object(state, 1)
-    assert (ids, state.object_ids, len(state.store)) == ([2], [2], 30)
+    assert (ids, state.object_ids, len(state.store)) == ([2], [2], COUNT)
     assert [frame for frame, _ in shown] == [0]
     assert_array_equal(shown[0][1], before[0][1:])
     assert predictor.remove_object(state, 1) == ([2], [])
@@ -372,9 +377,9 @@ def test_taking_prompts_back(predict):
     assert (frame, ids) == (5, [1])
     assert (logits == -1024).all()
     before = passed(predictor, state)
-    predict.prompt(predictor, state, 29, 2)
+    predict.prompt(predictor, state, LAST, 2)
     predictor.propagate_in_video_preflight(state)
-    assert predictor.clear_all_prompts_in_frame(state, 29, 2, need_output=False) is None
+    assert predictor.clear_all_prompts_in_frame(state, LAST, 2, need_output=False) is None
     with pytest.raises(InputError, match=r"Object 2 has no prompts .*remove the object"):
         list(predictor.propagate_in_video(state))
     predictor.remove_object(state, 2)
@@ -428,7 +433,7 @@ def test_cancelling_ends_a_pass_and_keeps_what_is_done(predict):
     assert done == [0, 1, 2, 3]
     assert len(state.store) == 4
     expected = passed(*predict())
-    assert same(passed(predictor, state, 4), {frame: expected[frame] for frame in range(4, 30)})
+    assert same(passed(predictor, state, 4), {frame: expected[frame] for frame in range(4, COUNT)})
 
 
 def test_a_pass_that_is_left_early_goes_on_where_it_was(predict):
@@ -437,4 +442,4 @@ def test_a_pass_that_is_left_early_goes_on_where_it_was(predict):
     for frame, _, _ in predictor.propagate_in_video(state):
         if frame == 9:
             break
-    assert same(passed(predictor, state, 10), {frame: expected[frame] for frame in range(10, 30)})
+    assert same(passed(predictor, state, 10), {frame: expected[frame] for frame in range(10, COUNT)})

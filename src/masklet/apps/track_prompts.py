@@ -10,10 +10,10 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 POINT_FORM = "FRAME:OBJ:X,Y[,0|1]"
 BOX_FORM = "FRAME:OBJ:X0,Y0,X1,Y1"
 MASK_FORM = "FRAME:OBJ:FILE"
+Shape = TypeVar("Shape", Point, Box)
+
 KEYS = ("frame", "object", "points", "labels", "box", "mask")
 
 # ------------------------------------------------------------------------------------------------- one option
@@ -45,16 +47,16 @@ class Told:
 
 def parse_frame_point(text: str) -> Told:
     """The point of "FRAME:OBJ:X,Y" or "FRAME:OBJ:X,Y,LABEL". Raises `typer.BadParameter`."""
-    frame, object_id, rest = _split(
-        text, POINT_FORM, "0:1:520,375, and ,0 behind it for a point off the object"
-    )
-    return Told(frame, object_id, point=parse_point(rest))
+    example = "0:1:520,375, and ,0 behind it for a point off the object"
+    frame, object_id, point = _split(text, parse_point, POINT_FORM, example)
+    return Told(frame, object_id, point=point)
 
 
 def parse_frame_box(text: str) -> Told:
     """The box of "FRAME:OBJ:X0,Y0,X1,Y1". Raises `typer.BadParameter`."""
-    frame, object_id, rest = _split(text, BOX_FORM, "0:1:80,40,610,470, top left corner first")
-    return Told(frame, object_id, box=parse_box(rest))
+    example = "0:1:80,40,610,470, top left corner first"
+    frame, object_id, box = _split(text, parse_box, BOX_FORM, example)
+    return Told(frame, object_id, box=box)
 
 
 def parse_frame_mask(text: str) -> Told:
@@ -69,11 +71,17 @@ def parse_frame_mask(text: str) -> Told:
     return Told(int(found[1]), object_id, mask=Path(found[3] or found[4]))
 
 
-def _split(text: str, form: str, example: str) -> tuple[int, int, str]:
+def _split(text: str, parse: Callable[[str], Shape], form: str, example: str) -> tuple[int, int, Shape]:
+    """Frame, object, and what `parse` makes of the rest."""
+    wrong = typer.BadParameter(f"got {text!r}; give {form}, for example {example}.")
     found = re.fullmatch(r"(\d+):(\d+):([^:]+)", text)
     if not found:
-        raise typer.BadParameter(f"got {text!r}; give {form}, for example {example}.")
-    return int(found[1]), _object_id(int(found[2]), text), found[3]
+        raise wrong
+    try:
+        shape = parse(found[3])
+    except typer.BadParameter as error:  # which speaks of the rest alone
+        raise wrong from error
+    return int(found[1]), _object_id(int(found[2]), text), shape
 
 
 def _object_id(number: int, text: str) -> int:

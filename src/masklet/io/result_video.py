@@ -183,16 +183,15 @@ class _VideoFile:
         self._sink = _Sink(file)
         self._path = file.name
         self._is_in_fragments = "movflags" in options
-        self._fps = fps
         self._first: float | None = None  # seconds
         self._last = -1  # in units
         self._container: OutputContainer = av.open(self._sink, "w", format=name, options=options)
-        stream: Any = self._container.add_stream(encoder.name, options=encoder.options)
+        rate = Fraction(fps).limit_denominator(1001)  # how long the last frame is shown
+        stream: Any = self._container.add_stream(encoder.name, rate=rate, options=encoder.options)
         # Two pixels share a colour, so sides are even; an odd one is made longer by a pixel.
         stream.height, stream.width = (side + side % 2 for side in shape[:2])
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
-        context.framerate = Fraction(fps).limit_denominator(1001)
         context.time_base = _UNIT
         context.gop_size = _MAX_KEYFRAME_DISTANCE
         context.colorspace = context.color_primaries = context.color_trc = context.color_range = _BT709

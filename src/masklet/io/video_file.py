@@ -297,7 +297,7 @@ class _Decoder:
 
     def first(self) -> tuple[int, VideoFrame]:
         """Rank and picture of the first frame that can be decoded."""
-        for rank, picture in self._decode(-1, never):
+        for rank, picture in self._decode(-1):
             return rank, picture
         raise self._undecodable(0)
 
@@ -309,7 +309,7 @@ class _Decoder:
         lean on them are an `InputError`.
         """
         self._error = None
-        pictures, rank, shown = self._begin(start, is_cancelled)
+        pictures, rank, shown = self._begin(start)
         wanted = start
         while wanted < stop and not is_cancelled():
             if rank == wanted:
@@ -317,35 +317,31 @@ class _Decoder:
                 wanted += 1
                 continue
             following, picture = next(pictures, (stop, shown))
-            if following > rank + 1 and self._error is not None and not is_cancelled():
+            if following > rank + 1 and self._error is not None:
                 raise self._undecodable(wanted)
             while wanted < min(following, stop) and not is_cancelled():
                 yield shown
                 wanted += 1
             rank, shown = following, picture
 
-    def _begin(
-        self, start: int, is_cancelled: Cancelled
-    ) -> tuple[Iterator[tuple[int, VideoFrame]], int, VideoFrame]:
+    def _begin(self, start: int) -> tuple[Iterator[tuple[int, VideoFrame]], int, VideoFrame]:
         """Pictures in order of presentation; rank and picture of the first, which is not after `start`."""
         for key in (self._index.key_before(start), -1):  # from the file's start where the keyframe was none
-            pictures = self._decode(key, is_cancelled)
-            for rank, picture in pictures:
-                if rank <= start:
-                    return pictures, rank, picture
-                break
+            pictures = self._decode(key)
+            rank, picture = next(pictures, (start + 1, None))
+            is_damaged = self._error is not None and rank > self._index.rank_of(key)
+            if picture is not None and rank <= start and not is_damaged:
+                return pictures, rank, picture
         raise self._undecodable(start)
 
     def _undecodable(self, rank: int) -> InputError:
         reason = getattr(self._error, "strerror", None) or "there is no picture"
         return InputError(f"Frame {rank} of {self._path!r} cannot be decoded ({reason}); {_REPAIR}.")
 
-    def _decode(self, key: int, is_cancelled: Cancelled) -> Iterator[tuple[int, VideoFrame]]:
+    def _decode(self, key: int) -> Iterator[tuple[int, VideoFrame]]:
         """Ranks, ascending, and pictures. Those shown before the keyframe need the group before: left out."""
         last = self._index.rank_of(key) - 1
         for packet in self._packets(key):
-            if is_cancelled():
-                return
             try:
                 pictures = self.stream.decode(packet)
             except self._av.FFmpegError as error:
