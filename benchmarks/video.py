@@ -130,13 +130,11 @@ class PyTorch:
         from sam2.build_sam import build_sam2_video_predictor
 
         torch.set_num_threads(self.subject.threads)
-        # Its hole filling runs on CUDA only, and warns elsewhere.
-        return build_sam2_video_predictor(
-            reference.VARIANTS[self.subject.variant].config,
-            self.subject.checkpoint,
-            device="cpu",
-            hydra_overrides_extra=["++model.fill_hole_area=0"],
+        predictor = build_sam2_video_predictor(
+            reference.VARIANTS[self.subject.variant].config, self.subject.checkpoint, device="cpu"
         )
+        predictor.fill_hole_area = 0  # it fills holes on CUDA only, and warns elsewhere
+        return predictor
 
 
 def track(predictor: Any, subject: Subject, objects: int) -> Iterator[np.ndarray]:

@@ -25,8 +25,8 @@ class ImageFeatures:
 @dataclass(frozen=True)
 class FrameFeatures:
     """An encoded frame of a video. `image` are its features as of a picture; the others are device values:
-    `stride16` (1, T, C) without the embedding that says "no memory", `tokens` and `queries` (1, T, C) for looking at
-    memories, `pixels` (1, T, C) for making one."""
+    `stride16` (1, T, C) without the embedding that says "no memory", `tokens` and `queries` (1, T, C) for
+    looking at memories, `pixels` (1, T, C) for making one."""
 
     image: ImageFeatures
     stride16: Any
@@ -37,9 +37,9 @@ class FrameFeatures:
 
 @dataclass(frozen=True, eq=False)
 class Remembered:
-    """What B objects remember, equally many frames each: `memories` (B, F, T, M) float32, raster order, with `slots`
-    (B, F) int64, their rows in the table of ages; `pointers` (B, P, C) float32 with `distances` (B, P) float32 in
-    time, 1 for the farthest."""
+    """What B objects remember, equally many frames each: `memories` (B, F, T, M) float32, raster order, with
+    `slots` (B, F) int64, their rows in the table of ages; `pointers` (B, P, C) float32 with `distances` (B,
+    P) float32 in time, 1 for the farthest."""
 
     memories: np.ndarray
     slots: np.ndarray

@@ -41,6 +41,10 @@ def run(config, dialect, prompts):
         tokens = features[name].numpy()[0]
         results[name] = np.empty_like(tokens)
         results[name][order.slots] = tokens
+    if dialect != "plain":
+        for name, layer in (("stride4", "3"), ("stride8", "0")):  # they carry the upscaling's bias
+            key, channels = f"sam_mask_decoder.output_upscaling.{layer}.bias", results[name].shape[-1]
+            results[name] -= testing.lively_weights({key: (channels,)})[key]
 
     batch, points, with_mask = prompts
     coords = rng.uniform(0, size, (batch, points, 2)).astype(np.float32)

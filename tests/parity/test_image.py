@@ -79,9 +79,10 @@ def test_features(pair):
     assert cosine(predictor.get_image_embedding(), wanted["image_embed"]) >= FEATURE_COSINE
 
     values = predictor._features[0].values
-    for level, name in ((0, "stride4"), (1, "stride8")):
+    for level, name, upscaling in ((0, "stride4", 3), (1, "stride8", 0)):
         order = pair.model.orders[level]
-        tokens = values[name].numpy()[0]
+        bias = pair.model.tensor(f"sam_mask_decoder.output_upscaling.{upscaling}.bias")
+        tokens = values[name].numpy()[0] - bias  # ours carry it to the decoder
         grid = np.empty_like(tokens)
         grid[order.slots] = tokens
         ours = kept(f"sam_mask_decoder.conv_s{level}", grid.T.reshape(1, -1, *order.grid_hw))

@@ -291,7 +291,7 @@ POLICY = (
             Prompt(9, 1, on=(1,)),
             Prompt(21, 1, box=2),
             Propagate(),
-            Prompt(13, 1, on=(2,), off=(0,)),
+            Prompt(13, 1, on=(0,), off=(2,)),
             Propagate(11, count=4),
             Propagate(16, count=4, reverse=True),
         ),

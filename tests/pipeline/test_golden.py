@@ -19,7 +19,7 @@ from masklet.io.safetensors import write_safetensors
 from masklet.model.config import HieraConfig
 from masklet.pipeline.dump import dump
 
-GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("*.npz"))
+GOLDEN = sorted((Path(__file__).parents[1] / "golden").glob("tiny_*.npz"))
 RELATIVE = 3e-5
 IOU_DIFFERENCE = 1e-4
 MASK_IOU = 0.999

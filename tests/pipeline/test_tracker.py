@@ -158,6 +158,8 @@ def test_objects_removed_and_added_again(tracking_model, clip):
         tracker.add_points_or_box(object_id, **click(clip, 0, object_id))
     tracker.remove_object(1)
     assert tracker.object_ids == [2]
+    shown = tracker.add_points_or_box(2, **click(clip, 0, 3))
+    assert [tracked.object_id for tracked in shown.objects] == [2]
     assert [tracked.object_id for tracked in tracker.push(clip.frames[1]).objects] == [2]
     result = tracker.add_points_or_box(1, **click(clip, 1, 0))
     assert [tracked.object_id for tracked in result.objects] == [2, 1]
@@ -225,6 +227,8 @@ def test_memory_does_not_grow(tracking_model, clip, policy):
     track = tracker._tracks[1]
     assert list(track.conditioning) == [0, 10]
     assert (track.forgotten, list(track.directions)) == (set(), [49])
+    assert not track.points
+    assert not track.masks
     del tracker, track
     assert memories() == before
 

@@ -143,6 +143,18 @@ def test_a_mask_replaces_points_and_points_a_mask(predict, clip):
     assert (list(state.tracks[1].points), list(state.tracks[1].masks)) == ([0], [])
 
 
+def test_a_folder_of_pictures_gives_the_numbers_of_its_frames(predict, clip, tmp_path):
+    from PIL import Image
+
+    for index, pixels in enumerate(clip.frames[:4]):
+        Image.fromarray(pixels).save(tmp_path / f"{index}.png")
+    expected = passed(*predict(frames=clip.frames[:4]))
+    predictor, _ = predict()
+    with predictor.init_state(tmp_path, True, offload_state_to_cpu=True, async_loading_frames=True) as state:
+        predict.prompt(predictor, state, 0, 1)
+        assert same(passed(predictor, state), expected)
+
+
 def test_both_versions_track(stand_in, predict):
     model = masklet.load(stand_in("2.0"), threads=1)
     predictor, state = predict(model=model)
@@ -443,3 +455,22 @@ def test_a_pass_that_is_left_early_goes_on_where_it_was(predict):
         if frame == 9:
             break
     assert same(passed(predictor, state, 10), {frame: expected[frame] for frame in range(10, COUNT)})
+
+
+def test_leaving_a_pass_closes_its_frames(predict, monkeypatch):
+    """Behind them a thread may be decoding ahead."""
+    predictor, state = predict()
+    frames, ended = state.source.frames, []
+
+    def watched(*arguments):
+        try:
+            yield from frames(*arguments)
+        finally:
+            ended.append(True)
+
+    monkeypatch.setattr(state.source, "frames", watched)
+    results = predictor.track(state)
+    next(results)
+    assert not ended
+    results.close()
+    assert ended

@@ -291,9 +291,9 @@ def test_numpy_numbers_are_whole_numbers(begin):
         ({"points": [[5, 5]], "labels": [7]}, "allowed are"),
         (
             {"points": [[[5, 5]], [[6, 6]]], "labels": [[1], [1]]},
-            r"2 objects for object 9; add one at a time",
+            r"2 objects.*; add one at a time",
         ),
-        ({"box": [[1, 1, 5, 5], [2, 2, 6, 6]]}, r"2 objects for object 9"),
+        ({"box": [[1, 1, 5, 5], [2, 2, 6, 6]]}, r"2 objects.*; add one at a time"),
         ({"points": [[np.nan, 5]], "labels": [1]}, "NaN"),
     ],
 )
@@ -384,7 +384,7 @@ def test_a_reset_during_a_pass_is_an_error_of_ours(begin):
     frames = predictor.propagate_in_video(state)
     next(frames)
     predictor.reset_state(state)
-    with pytest.raises(InputError, match="no prompts"):
+    with pytest.raises(InputError, match="prompts"):
         next(frames)
 
 

@@ -51,8 +51,7 @@ def encode_image(op: Ops, net: Sam2, config: Sam2Config, size: int) -> Outputs:
     """image (1, 3, S, S), normalised -> features of strides 4, 8, 16; `embedding`: 16 with no_mem_embed."""
     image = _input(op, "image", (1, 3, size, size))
     orders, block = stage_orders(config.trunk, size, nested=op.dialect != "plain")
-    decoder = net.sam_mask_decoder
-    pyramid = net.image_encoder(op, image, orders, block, (decoder.conv_s0, decoder.conv_s1))
+    pyramid = net.image_encoder(op, image, orders, block, net.sam_mask_decoder.high_res)
     embedding = op.Add(pyramid.stride16, op.weight("same", net.no_mem_embed))
     op.tap("sam_mask_decoder.conv_s0", pyramid.stride4, (1, *orders[0].grid_hw, -1), perm=[0, 3, 1, 2])
     op.tap("sam_mask_decoder.conv_s1", pyramid.stride8, (1, *orders[1].grid_hw, -1), perm=[0, 3, 1, 2])

@@ -61,9 +61,12 @@ def folded_weight(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return (pointwise(second).astype(np.float64) @ pointwise(first)).astype(np.float32)
 
 
-def folded_bias(first_bias: np.ndarray, second: np.ndarray, second_bias: np.ndarray) -> np.ndarray:
-    """Bias of two 1x1 convolutions in a row."""
-    return (pointwise(second).astype(np.float64) @ first_bias + second_bias).astype(np.float32)
+def folded_bias(
+    first_bias: np.ndarray, second: np.ndarray, second_bias: np.ndarray, *others: np.ndarray
+) -> np.ndarray:
+    """Bias of two 1x1 convolutions in a row, and of what is added to them later."""
+    bias = pointwise(second).astype(np.float64) @ first_bias + second_bias
+    return (bias + sum(others)).astype(np.float32)
 
 
 def carried_bias(weight: np.ndarray, bias: np.ndarray, values_bias: np.ndarray, *, start: int) -> np.ndarray:

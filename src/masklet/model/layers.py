@@ -202,12 +202,16 @@ class Weights(nn.Module):
             setattr(self, name, Parameter(list(shape)))
 
 
-def pointwise(op: Ops, x: ir.Value, *convolutions: Weights) -> ir.Value:
-    """1x1 convolutions in a row on tokens (B, T, in) -> (B, T, out); two fold into one (not in plain)."""
+def pointwise(op: Ops, x: ir.Value, *convolutions: Weights, added_to: Weights | None = None) -> ir.Value:
+    """1x1 convolutions in a row on tokens (B, T, in) -> (B, T, out); two fold into one (not in plain).
+
+    Folded, they also carry the bias of the layer whose output they are `added_to`.
+    """
     if len(convolutions) == 2 and op.folds:
         first, second = convolutions
         x = op.linear(x, op.weight("folded_weight", first.weight, second.weight))
-        return op.Add(x, op.weight("folded_bias", first.bias, second.weight, second.bias))
+        others = [added_to.bias] if added_to is not None else []
+        return op.Add(x, op.weight("folded_bias", first.bias, second.weight, second.bias, *others))
     for convolution in convolutions:
         x = op.linear(x, op.weight("pointwise", convolution.weight))
         x = op.Add(x, op.weight("same", convolution.bias))

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from masklet.model.layers import LAYER_NORM_EPS, MLP, ModuleList, Ops, Weights
-from masklet.model.neck import Pyramid
+from masklet.model.neck import HighRes, Pyramid
 from masklet.model.tokens import TokenOrder, cells, gather_index, raster
 from masklet.model.two_way import TwoWayTransformer
 
@@ -96,6 +96,12 @@ class MaskDecoder(nn.Module):
         self._tap(op, decoded, upscaled, filters, (height, width))
         return decoded
 
+    @property
+    def high_res(self) -> HighRes:
+        """The convolutions of the two finer levels, each with the upscaling that its result is added to."""
+        first, second = (getattr(self.output_upscaling, index) for index in ("0", "3"))
+        return (self.conv_s0, second), (self.conv_s1, first)
+
     def _upscaled(
         self, op: Ops, image: ir.Value, features: Pyramid, orders: tuple[TokenOrder, ...]
     ) -> ir.Value:
@@ -115,7 +121,11 @@ class MaskDecoder(nn.Module):
         grouped = order_out if order_out.grouped else cells(*order_out.grid_hw)
         out = int(weights.bias.shape[0])  # type: ignore[index]
         x = op.linear(op.rearrange(x, order, grouped.pooled()), op.weight("uncell_matrix", weights.weight))
-        x = op.Add(op.reshape(x, (0, -1, out)), op.weight("same", weights.bias))
+        x = op.reshape(x, (0, -1, out))
+        if op.folds:
+            op.leave_out(weights.bias)  # the features that are added next carry it
+        else:
+            x = op.Add(x, op.weight("same", weights.bias))
         return op.rearrange(x, grouped, order_out)
 
     def _filters(self, op: Ops, mask_tokens: ir.Value) -> ir.Value:

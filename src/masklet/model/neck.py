@@ -29,6 +29,9 @@ class Pyramid:
     stride16: ir.Value  # 1 T/16 C
 
 
+HighRes = tuple[tuple[Weights, Weights], tuple[Weights, Weights]]
+
+
 class Lateral(nn.Module):
     """One level's 1x1 convolution. Keys `conv.weight`, `conv.bias`."""
 
@@ -40,8 +43,8 @@ class Lateral(nn.Module):
 class FpnNeck(nn.Module):
     """Four stages -> `Pyramid`. Keys `convs.{i}.conv`, coarsest level first.
 
-    `high_res` are the decoder's two 1x1 convolutions that follow on strides 4 and 8: each pair folds into
-    one.
+    `high_res` are the decoder's two 1x1 convolutions that follow on strides 4 and 8, each with the upscaling
+    that its result is added to: the pair folds into one, and takes over the upscaling's bias.
     """
 
     def __init__(self, config: HieraConfig, channels: int) -> None:
@@ -55,11 +58,12 @@ class FpnNeck(nn.Module):
         op: Ops,
         stages: list[ir.Value],
         orders: tuple[TokenOrder, ...],
-        high_res: tuple[Weights, Weights],
+        high_res: HighRes,
     ) -> Pyramid:
         lateral = [level.conv for level in self.convs][::-1]  # type: ignore[union-attr]
         fine = [
-            pointwise(op, x, conv, then) for x, conv, then in zip(stages, lateral, high_res, strict=False)
+            pointwise(op, x, conv, then, added_to=upscaling)
+            for x, conv, (then, upscaling) in zip(stages, lateral, high_res, strict=False)
         ]
 
         coarse = self._upsampled(op, pointwise(op, stages[3], lateral[3]), orders[3], orders[2])
@@ -96,6 +100,6 @@ class ImageEncoder(nn.Module):
         image: ir.Value,
         orders: tuple[TokenOrder, ...],
         block: int,
-        high_res: tuple[Weights, Weights],
+        high_res: HighRes,
     ) -> Pyramid:
         return self.neck(op, self.trunk(op, image, orders, block), orders, high_res)

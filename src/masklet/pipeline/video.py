@@ -344,7 +344,9 @@ class VideoPredictor:
         """Each frame of a pass with what was made of every object in it."""
         if state.kind == "forget":
             _check_not_forgotten(state, order[0], reverse)
-        with closing(state.source.frames(order.start, order.stop, reverse)) as frames:
+        # Without a stop, a file that was cut off says so behind its last whole frame.
+        stop = None if not reverse and order.stop == state.num_frames else order.stop
+        with closing(state.source.frames(order.start, stop, reverse)) as frames:
             for frame in frames:
                 if cancel():
                     raise Cancelled(f"Stopped before frame {frame.index}; the frames before it are done.")
