@@ -178,7 +178,7 @@ def work(name: str, subject: Subject, objects: int, answer: Path) -> None:
 
 def profile(subject: Subject, frames: int) -> dict[str, Any]:
     """One step with full memory and one object: FLOP of each of masklet's stages, and for each operator its
-    kernels' microseconds and FLOP."""
+    kernels' microseconds and FLOP. "rate": what the machine's matrix product reaches at that time."""
     from masklet.runtime import session as sessions
 
     plain = sessions.session_options
@@ -203,7 +203,7 @@ def profile(subject: Subject, frames: int) -> dict[str, Any]:
                 stages[name] += kernel.flop
                 spent[kernel.operator] += kernel.microseconds
                 flops[kernel.operator] += kernel.flop
-    return {"stages": stages, "spent": spent, "flop": flops}
+    return {"stages": stages, "spent": spent, "flop": flops, "rate": gemm_rate(subject.threads)}
 
 
 # --------------------------------------------------------------------------------------------- the comparison
@@ -246,8 +246,9 @@ class Tracking:
         return np.load(self.answer)
 
 
-def compare(subject: Subject, options: argparse.Namespace) -> list[Tracking]:
-    """All programs and numbers of objects, their timed steps interleaved."""
+def compare(subject: Subject, options: argparse.Namespace) -> tuple[list[Tracking], float]:
+    """All programs and numbers of objects, their timed steps interleaved; and FLOP/s of a matrix product,
+    which takes its turns as well."""
     trackings = []
     for objects in options.objects:
         for program in PROGRAMS:
@@ -274,7 +275,9 @@ def compare(subject: Subject, options: argparse.Namespace) -> list[Tracking]:
             tracking.turn("warm")
         name = f"{subject.variant}, {tracking.program}, {tracking.objects} objects"
         print(f"{name}: memory is full after {time.perf_counter() - started:.0f} s", file=sys.stderr)
+    rates = []
     for number in range(options.rounds):
+        rates.append(gemm_rate(options.threads))
         turn = number % len(trackings)
         for tracking in trackings[turn:] + trackings[:turn]:
             tracking.turn("step")
@@ -282,7 +285,7 @@ def compare(subject: Subject, options: argparse.Namespace) -> list[Tracking]:
     for tracking in trackings:
         tracking.turn("answer")
         tracking.process.communicate()
-    return trackings
+    return trackings, statistics.median(rates)
 
 
 def prepare(variant: str, options: argparse.Namespace) -> Subject:
@@ -379,16 +382,16 @@ def stage_table(trackings: list[Tracking], counted: dict[str, float], rate: floa
             cells += [f"{seconds[-1]:.3f} s", f"{seconds[-1] / tracking.median:.1%}"]
         if not any(seconds):
             continue
-        count = counted.get(name, 0.0)
-        at_peak = f"{count / rate / seconds[0]:.0%}" if count > 1e9 and seconds[0] else ""
+        count, single = counted.get(name, 0.0), chosen[0].objects == 1
+        at_peak = f"{count / rate / seconds[0]:.0%}" if count > 1e9 and single and seconds[0] else ""
         cells += [f"{count / 1e9:.1f}" if count else "", at_peak]
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 
-def operator_table(counted: dict[str, dict[str, float]], rate: float) -> str:
+def operator_table(counted: dict[str, Any]) -> str:
     """What stands between the step and its floor: each operator's time and how near the peak it runs."""
-    spent, flops = counted["spent"], counted["flop"]
+    spent, flops, rate = counted["spent"], counted["flop"], counted["rate"]
     whole = sum(spent.values())
     rows = ["| operator | share of kernel time | GFLOP | of the peak |", "|---|---|---|---|"]
     for kind, microseconds in sorted(spent.items(), key=lambda item: -item[1]):
@@ -401,12 +404,12 @@ def operator_table(counted: dict[str, dict[str, float]], rate: float) -> str:
     return "\n".join(rows)
 
 
-def section(variant: str, options: argparse.Namespace, rate: float) -> tuple[list[str], dict[str, str]]:
+def section(variant: str, options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
     """One variant's part of the page, and the versions of all programs."""
     from masklet.families.sam2 import PRESETS
 
     subject = prepare(variant, options)
-    trackings = compare(subject, options)
+    trackings, rate = compare(subject, options)
     command = [sys.executable, __file__, "--work", "profile", "--folder", str(options.folder)]
     command += ["--variants", variant, "--rounds", str(options.rounds), "--warm", str(options.warm)]
     command += ["--threads", str(options.threads)]
@@ -423,22 +426,23 @@ def section(variant: str, options: argparse.Namespace, rate: float) -> tuple[lis
         f"Memory attention with {MEMORIES} memories and {POINTERS} pointers is {theirs / 1e9:.0f} GFLOP as "
         f"the reference computes it, and {ours / 1e9:.0f} with values and output projection folded. All "
         f"products of masklet's step for {objects} object{'s' if objects > 1 else ''} are {total / 1e9:.0f} "
-        f"GFLOP, {floor:.2f} s at the measured peak: {one['pytorch'].median / floor:.2f} times as fast as "
-        f"the reference. masklet takes {step / floor:.2f} times this floor. Where a step goes:"
+        f"GFLOP. ONNX Runtime's matrix product of {' x '.join(map(str, image.GEMM))} reached "
+        f"{rate / 1e9:.0f} GFLOP/s in the same rounds: at this peak the step would take {floor:.2f} s and be "
+        f"{one['pytorch'].median / floor:.2f} times as fast as the reference. masklet takes "
+        f"{step / floor:.2f} times this floor. Where a step goes:"
     )
     between = (
         "What stands between, for one object; operators without products are pure distance from the floor:"
     )
     parts = [f"## {variant}", table(trackings), text, stage_table(trackings, counted["stages"], rate)]
-    parts += [between, operator_table(counted, rate)]
+    parts += [between, operator_table(counted)]
     return parts, trackings[0].versions | trackings[1].versions
 
 
 def report(options: argparse.Namespace) -> str:
     """The whole page."""
-    rate = gemm_rate(options.threads)
-    last = options.warm + options.rounds
-    pointers = f"{min(POINTERS, options.warm)} to {min(POINTERS, last - 1)}"
+    counts = {min(POINTERS, options.warm + number) for number in (0, options.rounds - 1)}
+    pointers = " to ".join(map(str, sorted(counts)))
     parts = [
         "# Video",
         f"Measured by `scripts/bench video` on {platform.machine()}, {cpu_name()}, {options.threads} "
@@ -446,12 +450,11 @@ def report(options: argparse.Namespace) -> str:
         f"{pointers} pointers) of a clip of {CLIP[1][1]} x {CLIP[1][0]}, reading and enlarging included. The "
         "machine is shared: read the ratios. Everything is relative to `pytorch`, Meta's predictor, with the "
         "same number of objects; cosine and IoU are the lowest of all objects and timed frames, after free "
-        "tracking from one click. Spread is the interquartile range over the median. ONNX Runtime's matrix "
-        f"product of {' x '.join(map(str, image.GEMM))} reaches {rate / 1e9:.0f} GFLOP/s here.",
+        "tracking from one click. Spread is the interquartile range over the median.",
     ]
     versions: dict[str, str] = {}
     for variant in options.variants:
-        more, found = section(variant, options, rate)
+        more, found = section(variant, options)
         parts += more
         versions |= found
     listed = ", ".join(f"{name} {number}" for name, number in sorted(versions.items()))

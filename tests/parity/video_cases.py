@@ -155,7 +155,7 @@ def play(scenario: Scenario, predictor: Any, state: Any, progress: Any = None) -
         if progress is not None:
             progress(number)
         for frame, object_ids, logits in _do(step, scenario.clip, predictor, state):
-            yield Event(number, int(frame), tuple(object_ids), np.array(logits, np.float32))
+            yield Event(number, int(frame), tuple(object_ids), np.asarray(logits).astype(np.float32))
 
 
 def _do(step: Step, shown: Clip, predictor: Any, state: Any) -> Iterator[tuple[int, list[int], Any]]:
