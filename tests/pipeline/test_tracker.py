@@ -82,7 +82,6 @@ def test_the_numbers_of_the_predictor(wavering_model, clip, policy, monkeypatch)
     assert min(scores) < 0 < max(scores)  # both branches were taken
 
 
-@pytest.mark.xfail(reason="the oldest pointer that the frame looked at is forgotten before it is corrected")
 def test_the_numbers_of_the_predictor_after_a_late_correction(tracking_model, clip):
     story = [(0, 1, 0), (20, 1, 3)]
     ours = run_tracker(tracking_model, clip, 24, story)

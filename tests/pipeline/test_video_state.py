@@ -14,7 +14,7 @@ import masklet
 from masklet import testing
 from masklet.errors import InputError, OutputError, TensorMismatchError
 from masklet.io.safetensors import write_safetensors
-from masklet.pipeline import video
+from masklet.pipeline import video_state
 from masklet.pipeline.memory import ReferencePolicy
 from masklet.pipeline.video import VideoPredictor
 
@@ -70,7 +70,7 @@ def test_disk_equals_memory(begin, clip, monkeypatch, frames_in_memory, correcti
     settings = {"add_all_frames_to_correct_as_cond": correcting}
     expected = whole_story(*begin(state="memory", **settings), clip)
     record = begin()[1].store._layout.itemsize
-    monkeypatch.setattr(video, "STATE_BUDGET", frames_in_memory * record)
+    monkeypatch.setattr(video_state, "STATE_BUDGET", frames_in_memory * record)
     predictor, state = begin(**settings)
     got = whole_story(predictor, state, clip)
     assert all(same(one, other) for one, other in zip(got, expected, strict=True))
@@ -81,7 +81,7 @@ def test_disk_equals_memory(begin, clip, monkeypatch, frames_in_memory, correcti
 def test_by_default_a_few_frames_stay_in_memory(begin):
     assert VideoPredictor(begin()[0].model).state == "disk"
     _, state = begin()
-    assert state.store._capacity == video.STATE_BUDGET // state.store._layout.itemsize
+    assert state.store._capacity == video_state.STATE_BUDGET // state.store._layout.itemsize
     _, state = begin(state="memory")
     assert state.store._capacity is None
 
@@ -130,7 +130,6 @@ def test_what_was_forgotten_cannot_be_edited(begin, clip):
     predictor.add_new_points_or_box(state, 0, 1, points=[[5, 5]], labels=[1])  # it conditions: still there
 
 
-@pytest.mark.xfail(reason="what the frame itself looked at is already forgotten, one frame too early")
 def test_the_last_frame_can_be_corrected_although_others_are_forgotten(begin):
     runs = []
     for kind in ("memory", "forget"):
@@ -141,7 +140,6 @@ def test_the_last_frame_can_be_corrected_although_others_are_forgotten(begin):
     assert same(*runs)
 
 
-@pytest.mark.xfail(reason="the correction is made from what is left of the memories, without a word")
 def test_a_correction_that_would_need_forgotten_frames_is_refused(begin):
     predictor, state = begin(state="forget")
     passed(predictor, state, 0, 25)
@@ -168,7 +166,7 @@ def test_clicks_on_one_frame_encode_it_once(begin, clip, monkeypatch):
 def test_only_a_few_frames_stay_encoded(begin):
     predictor, state = begin()
     passed(predictor, state)
-    assert len(state._features) <= video.FEATURES_KEPT
+    assert len(state._features) <= video_state.FEATURES_KEPT
 
 
 def test_leaving_the_state_frees_everything(begin):
@@ -187,7 +185,7 @@ def test_leaving_the_state_frees_everything(begin):
 
 def test_a_full_disk_keeps_the_finished_frames(begin, monkeypatch):
     """And nothing but the frame that failed has to be done again."""
-    monkeypatch.setattr(video, "STATE_BUDGET", 0)
+    monkeypatch.setattr(video_state, "STATE_BUDGET", 0)
     expected = passed(*begin(object_ids=(1, 2)))
     predictor, state = begin(object_ids=(1, 2))
     writes, write, done = [], os.pwrite, {}
@@ -208,7 +206,7 @@ def test_a_full_disk_keeps_the_finished_frames(begin, monkeypatch):
 
 
 def test_a_full_disk_keeps_prompts(begin, monkeypatch):
-    monkeypatch.setattr(video, "STATE_BUDGET", 0)
+    monkeypatch.setattr(video_state, "STATE_BUDGET", 0)
     predictor, state = begin()
 
     def full(*_):
@@ -367,7 +365,6 @@ def test_objects_removed_during_a_pass_are_gone_from_the_next_frame_on(begin):
     assert counts == [(0, 2, 2), (1, 2, 2), (2, 2, 2), (3, 1, 1), (4, 1, 1)]
 
 
-@pytest.mark.xfail(reason="an object without a final prompt reaches the network")
 def test_objects_added_during_a_pass_wait_for_the_next_one(begin, clip):
     predictor, state = begin()
     ids = {}
@@ -378,7 +375,6 @@ def test_objects_added_during_a_pass_wait_for_the_next_one(begin, clip):
     assert ids == {0: [1], 1: [1], 2: [1], 3: [1], 4: [1]}
 
 
-@pytest.mark.xfail(reason="no object is left to stack")
 def test_a_reset_during_a_pass_is_an_error_of_ours(begin):
     predictor, state = begin()
     frames = predictor.propagate_in_video(state)
@@ -388,7 +384,6 @@ def test_a_reset_during_a_pass_is_an_error_of_ours(begin):
         next(frames)
 
 
-@pytest.mark.xfail(reason="its prompt was taken back, so there is nothing to attend to")
 def test_a_click_where_only_tracked_frames_are_left(begin):
     """The reference fails an assertion here."""
     predictor, state = begin()
@@ -398,7 +393,6 @@ def test_a_click_where_only_tracked_frames_are_left(begin):
     assert list(passed(predictor, state)) == list(range(20, 30))
 
 
-@pytest.mark.xfail(reason="the range is empty, or no range at all")
 @pytest.mark.parametrize("count", [-1, 2.5, "3"])
 def test_a_count_that_means_nothing(begin, count):
     predictor, state = begin(state="forget")

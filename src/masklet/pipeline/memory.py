@@ -21,6 +21,7 @@ CONDITIONING_SLOT = 6  # row of the table of ages for conditioning frames; 0 to 
 WINDOW = 6  # non-conditioning memories
 MAX_POINTERS = 16  # frames, the current one included
 MAX_MULTIMASK_POINTS = 1  # with more points, the single mask is asked for
+QUIET_NAN = 0x7FC0  # as bfloat16
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,8 +185,10 @@ class ReferencePolicy:
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:
     """float32 rounded to bfloat16, ties to even, as uint16."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    values = np.ascontiguousarray(values, np.float32)
+    bits = values.view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(values), np.uint16(QUIET_NAN), rounded)  # of a NaN the sum may overflow
 
 
 def from_bfloat16(bits: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:

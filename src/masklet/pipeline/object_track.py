@@ -39,10 +39,10 @@ class Moment:
 class ObjectTrack:
     """The state of one object.
 
-    `conditioning` and `tracked` are final memories by frame. Prompts since the last pass lie in `pending`:
-    their masks are shown at once, and become memories when tracking goes on (`settle`), in the dictionary
-    that they belong to. `directions` says of each frame that was tracked whether that was in reverse,
-    `forgotten` which were dropped since.
+    `points` and `masks` say where it was prompted. `conditioning` and `tracked` are final memories by frame.
+    Prompts since the last pass lie in `pending`: their masks are shown at once, and become memories when
+    tracking goes on (`settle`), in the dictionary that they belong to. `directions` says of each frame that
+    was tracked whether that was in reverse, `forgotten` which were dropped since.
     """
 
     object_id: int
@@ -51,7 +51,7 @@ class ObjectTrack:
     tracked: MutableMapping[int, FrameMemory]
     fill_hole_area: float
     points: dict[int, Prompts] = field(default_factory=dict)
-    masks: dict[int, np.ndarray] = field(default_factory=dict)
+    masks: set[int] = field(default_factory=set)
     directions: dict[int, bool] = field(default_factory=dict)
     forgotten: set[int] = field(default_factory=set)
     pending_conditioning: dict[int, FrameMemory] = field(default_factory=dict)
@@ -70,8 +70,8 @@ class ObjectTrack:
     def prompt_points(
         self, model: Model, moment: Moment, points: Prompts, *, conditions: bool
     ) -> FrameMemory:
-        """Points, the padding point included, on a frame: new ones where it was not tracked, else a
-        correction.
+        """Points, the padding point included, on a frame: new ones where it was not tracked, or where
+        nothing conditions the object any more; else a correction, which looks at memories.
 
         An earlier mask of the frame is fed back. The result is pending.
         """
@@ -80,13 +80,13 @@ class ObjectTrack:
         if earlier is not None:
             mask = np.clip(earlier.logits, -FED_BACK_LIMIT, FED_BACK_LIMIT)[None]
         embedding = None
-        if moment.index in self.directions:
+        if moment.index in self.directions and self.conditioning:
             moment = replace(moment, reverse=self.directions[moment.index])
             embedding = model.attend(moment.features, _remembered(model, [self], [self._select(moment)]))
         prompts = replace(points, mask=mask)
         candidates = model.decode(moment.features.image, prompts, embedding)
         made = self._filled(self._kept(model, candidates, points.coords.shape[1] - 1))
-        self.masks.pop(moment.index, None)
+        self.masks.discard(moment.index)
         self.points[moment.index] = points
         self.pending(conditions)[moment.index] = made
         return made
@@ -104,7 +104,7 @@ class ObjectTrack:
         scores = float(score[0, 0]), 1.0, float(stability(logits[0]))
         made = self._filled(FrameMemory(logits, pointer, None, *scores))
         self.points.pop(moment.index, None)
-        self.masks[moment.index] = mask
+        self.masks.add(moment.index)
         self.pending(conditions)[moment.index] = made
         return made
 
@@ -119,8 +119,8 @@ class ObjectTrack:
                 if clear_around:
                     self.clear_around(frame)
                 del waiting[frame]
-        for frame in self.conditioning:
-            self.tracked.pop(frame, None)
+        for frame in [frame for frame in self.conditioning if frame in self.tracked]:
+            del self.tracked[frame]
 
     def clear_around(self, frame: int) -> None:
         """Forget what was tracked within seven memories of a prompted frame: it may show an outdated
@@ -130,18 +130,20 @@ class ObjectTrack:
             del self.tracked[index]
 
     def remember(self, frame: int, made: FrameMemory) -> None:
-        """Keep what was tracked in a frame, if the policy agrees."""
+        """Keep what was tracked in a frame, if the policy agrees; what an earlier pass kept there goes."""
         if self.policy.commit(frame, made):
             self.tracked[frame] = made
-            self.forgotten.discard(frame)
+        elif frame in self.tracked:
+            del self.tracked[frame]
+        self.forgotten.discard(frame)
 
     def forget(self, frame: int, reverse: bool) -> None:
-        """Drop what no frame behind this one can look at any more."""
+        """Drop what neither this frame, which may be corrected, nor one behind it can look at."""
         reach = self.policy.reach()
         if reach is None:
             return
         sign = -1 if reverse else 1
-        for index in [index for index in self.tracked if (frame + sign - index) * sign > reach]:
+        for index in [index for index in self.tracked if (frame - index) * sign > reach]:
             del self.tracked[index]
             self.forgotten.add(index)
 
@@ -151,9 +153,17 @@ class ObjectTrack:
         near = range(start + 1, start + reach + 1) if reverse else range(start - reach, start)
         return next((index for index in near if index in self.forgotten), None)
 
+    def forgotten_for(self, frame: int) -> int | None:
+        """A frame that was forgotten and that a correction of this one would look at."""
+        if frame in self.forgotten:
+            return frame
+        reverse = self.directions.get(frame)
+        return None if reverse is None else self.forgotten_before(frame, reverse)
+
     def unprompt(self, frame: int) -> None:
         """Take the prompts of a frame back; what they made stays as an ordinary memory."""
-        for prompts in (self.points, self.masks, self.pending_conditioning, self.pending_tracked):
+        self.masks.discard(frame)
+        for prompts in (self.points, self.pending_conditioning, self.pending_tracked):
             prompts.pop(frame, None)
         if frame in self.conditioning:
             self.tracked[frame] = self.conditioning[frame]

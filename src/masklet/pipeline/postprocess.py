@@ -15,6 +15,7 @@ import numpy as np
 
 FILL_MARGIN = 10.0  # logits beyond the threshold that cleaned pixels get, as in the reference
 HOLE_LOGIT = 0.1  # of filled holes in tracked masks, as in the reference
+FILL_HOLE_AREA = 8  # of the holes that tracking fills by default, in low-resolution pixels, as published
 
 # Elements of one block of rows while resizing: two blocks of float32 stay in a core's cache.
 _BLOCK_ELEMENTS = 1 << 15

@@ -71,6 +71,40 @@ def make_prompts(
     )
 
 
+def object_points(
+    points: Any,
+    labels: Any,
+    box: Any,
+    *,
+    clear_old_points: bool,
+    size_hw: tuple[int, int],
+    image_size: int,
+    normalize_coords: bool = True,
+) -> Prompts:
+    """Points and a box of one object in a video, as `make_prompts` takes them. Raises InputError."""
+    if points is None and box is None:
+        raise InputError("Got neither points nor a box; give at least one.")
+    if box is not None and not clear_old_points:
+        raise InputError("A box comes before all points; give it with clear_old_points=True.")
+    prompts = make_prompts(
+        points,
+        labels,
+        box,
+        None,
+        size_hw=size_hw,
+        image_size=image_size,
+        normalize_coords=normalize_coords,
+    )
+    if len(prompts.coords) != 1:
+        raise InputError(f"Got prompts of {len(prompts.coords)} objects; add one at a time.")
+    return prompts
+
+
+def is_whole(number: Any) -> bool:
+    """Whether this is an integer, of Python or NumPy, and no truth value."""
+    return isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+
+
 def more_points(earlier: Prompts, later: Prompts) -> Prompts:
     """The points of both, padded once."""
     return Prompts(

@@ -11,17 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from masklet.errors import InputError
 from masklet.io.image import read_image
 from masklet.pipeline.memory import FrameMemory, MemoryPolicy, ReferencePolicy
 from masklet.pipeline.model import Model
 from masklet.pipeline.object_track import Moment, ObjectTrack, step_together
+from masklet.pipeline.postprocess import FILL_HOLE_AREA
 from masklet.pipeline.preprocess import frame_input
-from masklet.pipeline.prompts import make_prompts, more_points, object_mask
+from masklet.pipeline.prompts import is_whole, more_points, object_mask, object_points
 from masklet.pipeline.results import LOST_AFTER, Sightings, frame_result
-from masklet.pipeline.video import FILL_HOLE_AREA
 from masklet.types import FrameFeatures, FrameResult
 
 
@@ -50,7 +48,7 @@ class Tracker:
     ) -> None:
         """`lost_after`: frames without an object until it counts as lost. `num_frames`: the length of the
         clip where it is known; it matters for clips under 16 frames only. The rest as in `VideoPredictor`."""
-        if num_frames is not None and (not isinstance(num_frames, int) or num_frames < 1):
+        if num_frames is not None and (not is_whole(num_frames) or num_frames < 1):
             raise InputError(f"num_frames is {num_frames!r}; give 1 or more, or None for an open end.")
         self.model = model
         self.num_frames = num_frames
@@ -126,20 +124,14 @@ class Tracker:
         Raises InputError.
         """
         moment = self._moment()
-        if points is None and box is None:
-            raise InputError("Got neither points nor a box; give at least one.")
-        if box is not None and not clear_old_points:
-            raise InputError("A box comes before all points; give it with clear_old_points=True.")
-        prompts = make_prompts(
+        prompts = object_points(
             points,
             labels,
             box,
-            None,
+            clear_old_points=clear_old_points,
             size_hw=moment.features.image.size_hw,
             image_size=self.model.image_size,
         )
-        if len(prompts.coords) != 1:
-            raise InputError(f"Got prompts of {len(prompts.coords)} objects; add one at a time.")
         track = self._track(object_id)
         if not clear_old_points and moment.index in track.points:
             prompts = more_points(track.points[moment.index], prompts)
@@ -171,7 +163,7 @@ class Tracker:
         return Moment(self._index, self._features, self.num_frames)
 
     def _track(self, object_id: int) -> ObjectTrack:
-        if isinstance(object_id, bool) or not isinstance(object_id, (int, np.integer)):
+        if not is_whole(object_id):
             raise InputError(f"object_id is {object_id!r}; give a whole number.")
         track = self._tracks.get(int(object_id))
         return track or ObjectTrack(int(object_id), self.memory_policy(), {}, {}, self.fill_hole_area)

@@ -8,96 +8,24 @@ frame: frame_input -> encode_frame -> step_together -> to the video's size.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from masklet.errors import Cancelled, InputError
-from masklet.io.video import VideoSource, open_video
-from masklet.pipeline.frame_book import FrameBook, record_store
+from masklet.io.video import open_video
 from masklet.pipeline.memory import FrameMemory, MemoryPolicy, ReferencePolicy
 from masklet.pipeline.model import Model
 from masklet.pipeline.object_track import ABSENT_LOGIT, Moment, ObjectTrack, step_together
-from masklet.pipeline.preprocess import frame_input
-from masklet.pipeline.prompts import make_prompts, more_points, object_mask
+from masklet.pipeline.postprocess import FILL_HOLE_AREA
+from masklet.pipeline.prompts import is_whole, more_points, object_mask, object_points
 from masklet.pipeline.results import LOST_AFTER, Sightings, frame_result, video_logits
-from masklet.types import Frame, FrameFeatures, FrameResult
-
-StateKind = Literal["disk", "memory", "forget"]
-STATES: tuple[StateKind, ...] = ("disk", "memory", "forget")
-STATE_BUDGET = (
-    16 << 20
-)  # bytes of past frames in memory when the rest is on disk: some 20 frames of one object
-FEATURES_KEPT = 2  # encoded frames, 33 MB each at 1024 pixels
-FILL_HOLE_AREA = 8  # pixels of the low-resolution mask, as published
+from masklet.pipeline.video_state import STATES, InferenceState, StateKind
+from masklet.types import Frame, FrameResult
 
 Output = tuple[int, list[int], np.ndarray]
-
-
-class InferenceState:
-    """A video with the objects in it. Made by `VideoPredictor.init_state`; belongs to one thread.
-
-    A context manager: leaving it, or `close`, frees the video and the temporary file.
-    """
-
-    def __init__(self, model: Model, source: VideoSource, num_frames: int, kind: StateKind) -> None:
-        self.source = source
-        self.num_frames = num_frames
-        self.size_hw = source.size_hw
-        self.kind = kind
-        self.tracks: dict[int, ObjectTrack] = {}
-        side, tokens = model.image_size // 4, len(model.orders[2].slots)
-        budget = STATE_BUDGET if kind == "disk" else None
-        self.store = record_store(tokens, model.config.memory_dim, model.config.d_model, side, budget)
-        self._model = model
-        self._features: OrderedDict[int, FrameFeatures] = OrderedDict()
-
-    @property
-    def object_ids(self) -> list[int]:
-        """The objects, in the order in which they were added."""
-        return list(self.tracks)
-
-    def __getitem__(self, key: str) -> Any:
-        """What code written for the reference reads from its state: obj_ids, num_frames, video_height,
-        video_width."""
-        known = {
-            "obj_ids": self.object_ids,
-            "num_frames": self.num_frames,
-            "video_height": self.size_hw[0],
-            "video_width": self.size_hw[1],
-        }
-        if key not in known:
-            raise KeyError(f"the state has no {key!r}; it has {', '.join(known)}")
-        return known[key]
-
-    def features(self, frame: int | Frame) -> FrameFeatures:
-        """A frame, encoded; given by number it is read from the video."""
-        index = frame if isinstance(frame, int) else frame.index
-        if index not in self._features:
-            pixels = (self.source.frame(frame) if isinstance(frame, int) else frame).pixels
-            encoded = self._model.encode_frame(frame_input(pixels, self._model.image_size), self.size_hw)
-            self._features[index] = encoded
-            while len(self._features) > FEATURES_KEPT:
-                self._features.popitem(last=False)
-        self._features.move_to_end(index)
-        return self._features[index]
-
-    def close(self) -> None:
-        """Free the video and what is remembered."""
-        self.tracks.clear()
-        self._features.clear()
-        self.store.close()
-        self.source.close()
-
-    def __enter__(self) -> InferenceState:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class VideoPredictor:
@@ -181,24 +109,16 @@ class VideoPredictor:
         xyxy. Returns the frame, all object ids and their logits there, (O, 1, H, W) float32. Raises
         InputError.
         """
-        frame_idx = _frame_number(inference_state, frame_idx)
-        if points is None and box is None:
-            raise InputError("Got neither points nor a box; give at least one.")
-        if box is not None and not clear_old_points:
-            raise InputError("A box comes before all points; give it with clear_old_points=True.")
-        prompts = make_prompts(
+        frame_idx = inference_state.number(frame_idx)
+        prompts = object_points(
             points,
             labels,
             box,
-            None,
+            clear_old_points=clear_old_points,
             size_hw=inference_state.size_hw,
             image_size=self.model.image_size,
             normalize_coords=normalize_coords,
         )
-        if len(prompts.coords) != 1:
-            raise InputError(
-                f"Got prompts of {len(prompts.coords)} objects for object {obj_id}; add one at a time."
-            )
         track = self._track(inference_state, obj_id, frame_idx)
         if not clear_old_points and frame_idx in track.points:
             prompts = more_points(track.points[frame_idx], prompts)
@@ -212,7 +132,7 @@ class VideoPredictor:
     def add_new_mask(self, inference_state: InferenceState, frame_idx: int, obj_id: int, mask: Any) -> Output:
         """Give an object's mask (H, W) bool on a frame; replaces the frame's prompts. Returns like
         `add_new_points_or_box`. Raises InputError."""
-        frame_idx = _frame_number(inference_state, frame_idx)
+        frame_idx = inference_state.number(frame_idx)
         prompt = object_mask(mask, self.model.image_size)
         track = self._track(inference_state, obj_id, frame_idx)
         conditions = self._conditions(track, frame_idx)
@@ -225,8 +145,8 @@ class VideoPredictor:
     ) -> Output | None:
         """Take back an object's prompts on a frame. Returns like `add_new_points_or_box`, or None without
         `need_output`. Raises InputError."""
-        frame_idx = _frame_number(inference_state, frame_idx)
-        _known(inference_state, obj_id).unprompt(frame_idx)
+        frame_idx = inference_state.number(frame_idx)
+        inference_state.track(obj_id).unprompt(frame_idx)
         return self._shown_after_removal(inference_state, frame_idx) if need_output else None
 
     def remove_object(
@@ -234,12 +154,11 @@ class VideoPredictor:
     ) -> tuple[list[int], list[tuple[int, np.ndarray]]]:
         """Forget an object. Returns the remaining ids, and the frames where it was prompted with the logits
         of the others. An unknown id is an InputError if `strict`."""
-        if obj_id not in inference_state.tracks and not strict:
+        if obj_id not in inference_state.object_ids and not strict:
             return inference_state.object_ids, []
-        track = _known(inference_state, obj_id)
+        track = inference_state.track(obj_id)
         prompted = sorted({*track.points, *track.masks})
-        _drop(track)
-        del inference_state.tracks[obj_id]
+        inference_state.remove(obj_id)
         if not need_output or not inference_state.tracks:
             return inference_state.object_ids, []
         shown = [(frame, self._shown_after_removal(inference_state, frame)[2]) for frame in prompted]
@@ -247,9 +166,8 @@ class VideoPredictor:
 
     def reset_state(self, inference_state: InferenceState) -> None:
         """Forget all objects; the video stays open."""
-        for track in inference_state.tracks.values():
-            _drop(track)
-        inference_state.tracks.clear()
+        for obj_id in inference_state.object_ids:
+            inference_state.remove(obj_id)
 
     # ---------------------------------------------------------------------------------------------- tracking
 
@@ -279,7 +197,7 @@ class VideoPredictor:
 
         From `start_frame_idx` (None: the first conditioning frame) to the end of the video, or in `reverse`
         to its first frame. As in the reference, `max_frame_num_to_track` yields one frame more, and a reverse
-        pass from frame 0 none. Raises InputError.
+        pass from frame 0 none. Prompts given during a pass count from the next one on. Raises InputError.
         """
         order = self._order(inference_state, start_frame_idx, max_frame_num_to_track, reverse, inclusive=True)
         if reverse and len(order) == 1 and order[0] == 0:
@@ -307,8 +225,6 @@ class VideoPredictor:
         The same pass as `propagate_in_video`. An object is lost after `lost_after` frames without it.
         `cancel` is asked before each frame and ends the pass with `Cancelled`. Raises InputError.
         """
-        if num_frames is not None and num_frames < 1:
-            raise InputError(f"num_frames is {num_frames}; give 1 or more, or None for all.")
         sightings = Sightings(lost_after)
         order = self._order(inference_state, start_frame_idx, num_frames, reverse, inclusive=False)
         for frame, made in self._pass(inference_state, order, reverse, cancel):
@@ -325,10 +241,13 @@ class VideoPredictor:
         self, state: InferenceState, start: int | None, count: int | None, reverse: bool, *, inclusive: bool
     ) -> range:
         """The frames of a pass; `inclusive` counts the frames after the first."""
+        name, least = ("max_frame_num_to_track", 0) if inclusive else ("num_frames", 1)
+        if count is not None and (not is_whole(count) or count < least):
+            raise InputError(f"{name} is {count!r}; give {least} or more, or None for all.")
         self.propagate_in_video_preflight(state)
         if start is None:
             start = min(frame for track in state.tracks.values() for frame in track.conditioning)
-        start = _frame_number(state, start)
+        start = state.number(start)
         steps = (state.num_frames if count is None else count) - (0 if inclusive else 1)
         if reverse:
             return range(start, max(start - steps, 0) - 1, -1)
@@ -342,8 +261,7 @@ class VideoPredictor:
         cancel: Callable[[], bool] = lambda: False,
     ) -> Iterator[tuple[Frame, dict[int, FrameMemory]]]:
         """Each frame of a pass with what was made of every object in it."""
-        if state.kind == "forget":
-            _check_not_forgotten(state, order[0], reverse)
+        state.check_remembered(order[0], reverse)
         # Without a stop, a file that was cut off says so behind its last whole frame.
         stop = None if not reverse and order.stop == state.num_frames else order.stop
         with closing(state.source.frames(order.start, stop, reverse)) as frames:
@@ -353,9 +271,13 @@ class VideoPredictor:
                 yield frame, self._tracked(state, frame, reverse)
 
     def _tracked(self, state: InferenceState, frame: Frame, reverse: bool) -> dict[int, FrameMemory]:
-        """Every object in a frame: as prompted where it conditions, else found."""
+        """Every object in a frame: as prompted where it conditions, else found. Objects that were added since
+        the pass began wait for the next one."""
+        tracks = [track for track in state.tracks.values() if track.conditioning]
+        if not tracks:
+            raise InputError("No object with prompts is left; add points, a box or a mask, and track again.")
         free = []
-        for track in state.tracks.values():
+        for track in tracks:
             if frame.index not in track.conditioning:
                 free.append(track)
             elif self.clear_non_cond_mem_around_input:
@@ -366,34 +288,35 @@ class VideoPredictor:
             for track, made in zip(free, step_together(self.model, free, moment), strict=True):
                 track.remember(frame.index, made)
                 found[track.object_id] = made
-        for track in state.tracks.values():
+        for track in tracks:
             track.directions[frame.index] = reverse
             if state.kind == "forget":
                 track.forget(frame.index, reverse)
         return {
-            object_id: found[object_id] if object_id in found else track.conditioning[frame.index]
-            for object_id, track in state.tracks.items()
+            track.object_id: found.get(track.object_id) or track.conditioning[frame.index] for track in tracks
         }
 
     # ---------------------------------------------------------------------------------------------- helpers
 
     def _track(self, state: InferenceState, obj_id: int, frame: int) -> ObjectTrack:
         """The object's track, a new one if need be, which is not yet part of the state."""
-        if isinstance(obj_id, bool) or not isinstance(obj_id, (int, np.integer)):
+        if not is_whole(obj_id):
             raise InputError(f"obj_id is {obj_id!r}; give a whole number.")
         track = state.tracks.get(int(obj_id))
         if track is None:
-            book = partial(FrameBook, state.store)
-            return ObjectTrack(int(obj_id), self.memory_policy(), book(), book(), self.fill_hole_area)
-        if state.kind == "forget" and frame in track.directions and track.recall(frame) is None:
+            return state.new_track(int(obj_id), self.memory_policy(), self.fill_hole_area)
+        missing = track.forgotten_for(frame)
+        if missing is not None:
             raise InputError(
-                f"Frame {frame} was forgotten, so object {obj_id} can't be corrected there; correct a later "
-                'frame, or make the predictor with state="disk".'
+                f"Frame {missing} was forgotten, so object {obj_id} can't be corrected on frame {frame}; "
+                'correct a later frame, or make the predictor with state="disk".'
             )
         return track
 
     def _conditions(self, track: ObjectTrack, frame: int) -> bool:
-        return frame not in track.directions or self.add_all_frames_to_correct_as_cond
+        # Where nothing conditions an object any more, this has to (the reference fails an assertion).
+        is_first = frame not in track.directions or not track.conditioning
+        return is_first or self.add_all_frames_to_correct_as_cond
 
     def _moment(self, state: InferenceState, frame: int) -> Moment:
         return Moment(frame, state.features(frame), state.num_frames)
@@ -413,36 +336,3 @@ class VideoPredictor:
             )
         logits = video_logits(low_res, state.size_hw, non_overlap_masks=self.non_overlap_masks)
         return frame, state.object_ids, logits
-
-
-def _frame_number(state: InferenceState, frame: Any) -> int:
-    if (
-        isinstance(frame, bool)
-        or not isinstance(frame, (int, np.integer))
-        or not 0 <= frame < state.num_frames
-    ):
-        raise InputError(f"There is no frame {frame!r}; the video has frames 0 to {state.num_frames - 1}.")
-    return int(frame)
-
-
-def _known(state: InferenceState, obj_id: int) -> ObjectTrack:
-    if obj_id not in state.tracks:
-        raise InputError(f"There is no object {obj_id!r}; there are {state.object_ids or 'none yet'}.")
-    return state.tracks[obj_id]
-
-
-def _drop(track: ObjectTrack) -> None:
-    """Free the records of an object."""
-    track.conditioning.clear()
-    track.tracked.clear()
-
-
-def _check_not_forgotten(state: InferenceState, start: int, reverse: bool) -> None:
-    """A pass that would look at frames which "forget" dropped would not be what it claims to be."""
-    for track in state.tracks.values():
-        missing = track.forgotten_before(start, reverse)
-        if missing is not None:
-            raise InputError(
-                f"Tracking {'back' if reverse else 'on'} from frame {start} looks at frame {missing}, which "
-                'was forgotten. Start elsewhere, or make the predictor with state="disk".'
-            )
