@@ -151,8 +151,7 @@ def sine_position(*, grid: Sequence[int], block: int, channels: int, scale: floa
 
 
 def rotary_cos(*, grid: Sequence[int], block: int, channels: int) -> np.ndarray:
-    """Cosines (T + 1, C / 2) of axial rotary angles; the last row, angle zero, is for tokens without a
-    place."""
+    """Cosines (T, C / 2) of axial rotary angles."""
     return np.cos(_rotary_angles(grid, block, channels))
 
 
