@@ -59,7 +59,7 @@ STAGES = {
     "encode_memory": "encode memory",
     "video_logits": "enlarge the masks",
 }
-FUNCTIONS = {"frame_input": "video", "_remembered": "object_track", "video_logits": "video"}
+FUNCTIONS = {"frame_input": "video_state", "_remembered": "object_track", "video_logits": "video"}
 
 
 @dataclass(frozen=True)

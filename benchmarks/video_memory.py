@@ -113,7 +113,7 @@ def write_clip(path: Path, scene: np.ndarray, count: int) -> None:
 def track(case: Case, folder: Path, frames: int, threads: int) -> Iterator[int]:
     """Track; the number of frames that are done, after each."""
     import masklet
-    from masklet.pipeline import video
+    from masklet.pipeline import video_state
 
     model = masklet.load(folder / "model.safetensors", threads=threads)
     points = points_xy(case.size_hw, case.objects)
@@ -127,7 +127,7 @@ def track(case: Case, folder: Path, frames: int, threads: int) -> Iterator[int]:
         return
     # The state of a frame grows with the model's input: a small model would fill the usual budget only after
     # hundreds of frames.
-    video.STATE_BUDGET //= (1024 // model.image_size) ** 2
+    video_state.STATE_BUDGET //= (1024 // model.image_size) ** 2
     predictor = masklet.VideoPredictor(model, state="disk")
     state = predictor.init_state(str(case.clip(folder, frames)))
     for object_id, point in enumerate(points):
