@@ -424,7 +424,7 @@ def tiny_config(version: str = "2.1", image_size: int = 128) -> Sam2Config:
     from masklet.model.config import HieraConfig
 
     trunk = HieraConfig(16, 1, (1, 2, 3, 1), (4,), (8, 4, 14, 7), (7, 7))
-    return Sam2Config(version, trunk, 64, 16, image_size)
+    return Sam2Config(version, trunk, 64, 16, 2048, 4, image_size)
 
 
 def stand_in_weights(config: Sam2Config, seed: int = 0, **fill: float | None) -> dict[str, np.ndarray]:

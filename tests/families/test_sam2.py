@@ -59,9 +59,14 @@ def test_metadata_round_trip():
 
 @pytest.mark.parametrize(
     "change",
-    [*({"memory_dim": value} for value in (24, 0, 1, None)), {"d_model": 48, "memory_dim": 32}],
+    [
+        *({"memory_dim": value} for value in (24, 0, 1, None)),
+        {"d_model": 48, "memory_dim": 32},
+        {"mlp_dim": 0},
+        {"memory_layers": 65},
+    ],
 )
-def test_metadata_with_a_memory_that_cannot_be(change):
+def test_metadata_with_sizes_that_cannot_be(change):
     values = json.loads(tiny_config().to_json())
     with pytest.raises(UnknownFormatError, match=r"not a configuration that this version knows"):
         sam2.from_metadata(json.dumps({**values, **change}))

@@ -39,7 +39,9 @@ class Golden:
             HieraConfig(**trunk),
             config["d_model"],
             config["memory_dim"],
-            config["image_size"],
+            mlp_dim=2048,  # as the reference has it
+            memory_layers=4,
+            image_size=config["image_size"],
         )
         shapes = {name: tuple(shape) for name, shape in self._json("tensors").items()}
         tensors = testing.lively_weights(

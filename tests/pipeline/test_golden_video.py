@@ -61,7 +61,10 @@ def _config(values: dict) -> Sam2Config:
     lists = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     trunk = HieraConfig(**{name: lists[name] for name in HieraConfig.__dataclass_fields__})
     return Sam2Config(
-        trunk=trunk, **{name: lists[name] for name in ("version", "d_model", "memory_dim", "image_size")}
+        trunk=trunk,
+        mlp_dim=2048,  # as the reference has it
+        memory_layers=4,
+        **{name: lists[name] for name in ("version", "d_model", "memory_dim", "image_size")},
     )
 
 

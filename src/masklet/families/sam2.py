@@ -48,6 +48,8 @@ class Sam2Config:
     trunk: HieraConfig
     d_model: int  # channels of neck, prompt encoder and decoder
     memory_dim: int  # channels of a memory
+    mlp_dim: int  # hidden channels in the layers of decoder and memory attention
+    memory_layers: int  # of memory attention
     image_size: int
 
     @property
@@ -70,7 +72,7 @@ TRUNKS = {
     "large": _trunk(144, 2, (2, 6, 36, 4), (23, 33, 43), (8, 4, 16, 8), 7),
 }
 PRESETS = {
-    f"{name}_hiera_{size}": Sam2Config(version, trunk, 256, 64, 1024)
+    f"{name}_hiera_{size}": Sam2Config(version, trunk, 256, 64, 2048, 4, 1024)
     for name, version in (("sam2", "2.0"), ("sam2.1", "2.1"))
     for size, trunk in TRUNKS.items()
 }
@@ -141,13 +143,22 @@ def _check_fields(kind: type, values: dict) -> None:
 def _check_numbers(config: Sam2Config) -> None:
     trunk = config.trunk
     numbers = [trunk.embed_dim, trunk.num_heads, config.d_model, config.memory_dim, config.image_size]
+    numbers += [config.mlp_dim, config.memory_layers]
     numbers += [*trunk.stages, *trunk.window_spec, *trunk.window_pos_embed_bkg_spatial_size]
     if not all(isinstance(n, int) and 0 < n <= 16384 for n in numbers) or len(trunk.stages) != 4:
         raise ValueError("sizes must be whole numbers between 1 and 16384, with four stages")
     if len(trunk.window_spec) != 4 or config.version not in ("2.0", "2.1"):
         raise ValueError("four windows and version 2.0 or 2.1 are needed")
-    if sum(trunk.stages) > 256 or config.image_size % SIZE_MULTIPLE or trunk.embed_dim % trunk.num_heads:
-        raise ValueError("at most 256 blocks, an input side in steps of 32, a width that the heads divide")
+    if (
+        sum(trunk.stages) > 256
+        or config.memory_layers > 64
+        or config.image_size % SIZE_MULTIPLE
+        or trunk.embed_dim % trunk.num_heads
+    ):
+        raise ValueError(
+            "at most 256 blocks, 64 layers of memory attention, an input side in steps of 32, a width that "
+            "the heads divide"
+        )
     if config.d_model % config.memory_dim or config.d_model % 8 or config.memory_dim % 4:
         raise ValueError("d_model must be a multiple of 8 and of memory_dim, memory_dim one of 4")
 

@@ -32,11 +32,11 @@ class Sam2(nn.Module):
         super().__init__()
         self.image_encoder = ImageEncoder(config.trunk, config.d_model)
         self.sam_prompt_encoder = PromptEncoder(config.d_model)
-        self.sam_mask_decoder = MaskDecoder(config.d_model)
+        self.sam_mask_decoder = MaskDecoder(config.d_model, config.mlp_dim)
         self.no_mem_embed = Parameter([1, 1, config.d_model])
 
         width, memory = config.d_model, config.memory_dim
-        self.memory_attention = MemoryAttention(width, memory)
+        self.memory_attention = MemoryAttention(width, memory, config.mlp_dim, config.memory_layers)
         self.memory_encoder = MemoryEncoder(width, memory)
         self.maskmem_tpos_enc = Parameter([MEMORIES, 1, 1, memory])
         self.no_obj_ptr = Parameter([1, width])

@@ -37,10 +37,10 @@ class DecodedValues:
 class MaskDecoder(nn.Module):
     """Keys `transformer`, `*_token(s)`, `output_upscaling`, `conv_s0/1`, `output_hypernetworks_mlps`, ..."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, mlp_dim: int) -> None:
         super().__init__()
         quarter, eighth = channels // 4, channels // 8
-        self.transformer = TwoWayTransformer(channels)
+        self.transformer = TwoWayTransformer(channels, mlp_dim)
         self.obj_score_token = Weights(weight=[1, channels])
         self.iou_token = Weights(weight=[1, channels])
         self.mask_tokens = Weights(weight=[MASKS, channels])

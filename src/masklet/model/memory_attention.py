@@ -21,8 +21,6 @@ from masklet.model.attention import attend_by_rows
 from masklet.model.layers import LayerNorm, Linear, ModuleList, Ops, Parameter, Weights, scope, static_shape
 from masklet.model.tokens import TokenOrder
 
-LAYERS = 4
-MLP_CHANNELS = 2048
 TORCH_EPS = 1e-5
 INPUT_POSITION_SCALE = 0.1  # of the sine table that is added to the frame's features
 
@@ -108,12 +106,12 @@ class RotaryAttention(nn.Module):
 class MemoryAttentionLayer(nn.Module):
     """Self-attention, attention to the memory, MLP, each behind a norm and with a residual."""
 
-    def __init__(self, channels: int, memory_channels: int) -> None:
+    def __init__(self, channels: int, memory_channels: int, mlp_dim: int) -> None:
         super().__init__()
         self.self_attn = RotaryAttention(channels, channels)
         self.cross_attn_image = RotaryAttention(channels, memory_channels)
-        self.linear1 = Linear(channels, MLP_CHANNELS)
-        self.linear2 = Linear(MLP_CHANNELS, channels)
+        self.linear1 = Linear(channels, mlp_dim)
+        self.linear2 = Linear(mlp_dim, channels)
         self.norm1 = LayerNorm(channels, TORCH_EPS)
         self.norm2 = LayerNorm(channels, TORCH_EPS)
         self.norm3 = LayerNorm(channels, TORCH_EPS)
@@ -134,11 +132,11 @@ class MemoryAttentionLayer(nn.Module):
 
 
 class MemoryAttention(nn.Module):
-    """Keys `layers.{0..3}`, `norm`."""
+    """Keys `layers.{0..}`, `norm`."""
 
-    def __init__(self, channels: int, memory_channels: int) -> None:
+    def __init__(self, channels: int, memory_channels: int, mlp_dim: int, layers: int) -> None:
         super().__init__()
-        self._layers = [MemoryAttentionLayer(channels, memory_channels) for _ in range(LAYERS)]
+        self._layers = [MemoryAttentionLayer(channels, memory_channels, mlp_dim) for _ in range(layers)]
         self.layers = ModuleList([*self._layers])
         self.norm = LayerNorm(channels, TORCH_EPS)
         self._channels = channels

@@ -16,20 +16,19 @@ from masklet.model.layers import MLP, LayerNorm, ModuleList, Ops
 
 DEPTH = 2
 HEADS = 8
-MLP_CHANNELS = 2048
 TORCH_EPS = 1e-5
 
 
 class TwoWayAttentionBlock(nn.Module):
     """Self-attention, tokens to image, MLP, image to tokens; each with a residual and a norm."""
 
-    def __init__(self, channels: int, first: bool) -> None:
+    def __init__(self, channels: int, mlp_dim: int, first: bool) -> None:
         super().__init__()
         self.self_attn = Attention(channels, HEADS, channels)
         self.norm1 = LayerNorm(channels, TORCH_EPS)
         self.cross_attn_token_to_image = CrossAttention(channels, HEADS, channels // 2)
         self.norm2 = LayerNorm(channels, TORCH_EPS)
-        self.mlp = MLP((channels, MLP_CHANNELS, channels), "relu")
+        self.mlp = MLP((channels, mlp_dim, channels), "relu")
         self.norm3 = LayerNorm(channels, TORCH_EPS)
         self.cross_attn_image_to_token = CrossAttention(channels, HEADS, channels // 2)
         self.norm4 = LayerNorm(channels, TORCH_EPS)
@@ -62,9 +61,11 @@ class TwoWayAttentionBlock(nn.Module):
 class TwoWayTransformer(nn.Module):
     """(B, N, C), (B, T, C), (T, C) -> (B, N, C), (B, T, C). Keys `layers`, `final_attn_token_to_image`."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, mlp_dim: int) -> None:
         super().__init__()
-        self.layers = ModuleList([TwoWayAttentionBlock(channels, index == 0) for index in range(DEPTH)])
+        self.layers = ModuleList(
+            [TwoWayAttentionBlock(channels, mlp_dim, index == 0) for index in range(DEPTH)]
+        )
         self.final_attn_token_to_image = CrossAttention(channels, HEADS, channels // 2)
         self.norm_final_attn = LayerNorm(channels, TORCH_EPS)
 
