@@ -1,0 +1,196 @@
+"""`masklet-nano` as a trainable torch network, put together from the modules of the sam2 package.
+
+In: masklet's own `Sam2Config`. Out: a `SAM2Base` with SAM 2.1's settings and exactly its state dict keys, so
+that the runtime loads what was trained by its normal path. Knows nothing about data or training.
+
+Settings as published for SAM 2.1 (Ravi et al. 2024, arXiv:2408.00714); only widths and depths are ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sam2.modeling.backbones.hieradet import Hiera
+from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
+from sam2.modeling.memory_attention import MemoryAttention, MemoryAttentionLayer
+from sam2.modeling.memory_encoder import CXBlock, Fuser, MaskDownSampler, MemoryEncoder
+from sam2.modeling.position_encoding import PositionEmbeddingSine
+from sam2.modeling.sam.transformer import RoPEAttention, TwoWayTransformer
+from sam2.modeling.sam2_base import SAM2Base
+
+from masklet.families.sam2 import Sam2Config
+from masklet.model.config import HieraConfig
+
+EMBEDDING_STRIDE = 16  # pixels per token of the image embedding
+LAYER_SCALE = 1e-2  # of the fuser at the start; published is 1e-6, which a short training never leaves
+POINTING = 1.5  # gain of the projections that find a click's place
+MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1, as published
+STD = (0.229, 0.224, 0.225)
+
+# Windows divide every grid of a 256 and a 384 pixel input, so that nothing is padded there.
+NANO_TRUNK = HieraConfig(
+    embed_dim=32,
+    num_heads=1,
+    stages=(1, 2, 7, 2),
+    global_att_blocks=(5, 7, 9),
+    window_spec=(8, 4, 8, 4),
+    window_pos_embed_bkg_spatial_size=(8, 8),
+)
+NANO = Sam2Config(
+    version="2.1",
+    trunk=NANO_TRUNK,
+    d_model=128,
+    memory_dim=64,
+    mlp_dim=512,
+    memory_layers=2,
+    image_size=384,
+)
+
+
+def build(config: Sam2Config, size: int) -> SAM2Base:
+    """The network of a configuration with random weights, for square inputs of `size` pixels."""
+    trunk = Hiera(**vars(config.trunk))
+    model = SAM2Base(
+        image_encoder=ImageEncoder(trunk, _neck(trunk, config.d_model), scalp=1),
+        memory_attention=_memory_attention(config),
+        memory_encoder=_memory_encoder(config),
+        num_maskmem=7,
+        image_size=size,
+        backbone_stride=EMBEDDING_STRIDE,
+        sigmoid_scale_for_mem_enc=20.0,
+        sigmoid_bias_for_mem_enc=-10.0,
+        use_mask_input_as_output_without_sam=True,
+        directly_add_no_mem_embed=True,
+        no_obj_embed_spatial=True,
+        use_high_res_features_in_sam=True,
+        multimask_output_in_sam=True,
+        multimask_min_pt_num=0,
+        multimask_max_pt_num=1,
+        multimask_output_for_tracking=True,
+        use_multimask_token_for_obj_ptr=True,
+        iou_prediction_use_sigmoid=True,
+        use_obj_ptrs_in_encoder=True,
+        add_tpos_enc_to_obj_ptrs=True,
+        proj_tpos_enc_in_obj_ptrs=True,
+        use_signed_tpos_enc_to_obj_ptrs=True,
+        only_obj_ptrs_in_the_past_for_eval=True,
+        pred_obj_scores=True,
+        pred_obj_scores_mlp=True,
+        fixed_no_obj_ptr=True,
+        use_mlp_for_obj_ptr_proj=True,
+    )
+    # SAM2Base fixes the width of the MLP at 2048.
+    model.sam_mask_decoder.transformer = TwoWayTransformer(
+        depth=2, embedding_dim=config.d_model, mlp_dim=config.mlp_dim, num_heads=8
+    )
+    _initialise(model)
+    return model
+
+
+def set_size(model: SAM2Base, size: int) -> None:
+    """Change the side of the input, in pixels; positions follow it. No weight depends on it."""
+    grid = size // EMBEDDING_STRIDE
+    model.image_size = size
+    model.sam_image_embedding_size = grid
+    prompts = model.sam_prompt_encoder
+    prompts.input_image_size = (size, size)
+    prompts.image_embedding_size = (grid, grid)
+    prompts.mask_input_size = (4 * grid, 4 * grid)
+
+
+def normalise(images: torch.Tensor) -> torch.Tensor:
+    """(B, S, S, 3) uint8 RGB -> (B, 3, S, S) float32, as the published models want it."""
+    mean = torch.tensor(MEAN, device=images.device).view(1, 3, 1, 1)
+    std = torch.tensor(STD, device=images.device).view(1, 3, 1, 1)
+    return (images.permute(0, 3, 1, 2).float() / 255 - mean) / std
+
+
+def parameter_count(model: torch.nn.Module) -> int:
+    """How many numbers are trained."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _neck(trunk: Hiera, width: int) -> FpnNeck:
+    return FpnNeck(
+        PositionEmbeddingSine(width, normalize=True, scale=None, temperature=10000),
+        d_model=width,
+        backbone_channel_list=trunk.channel_list,
+        fpn_top_down_levels=[2, 3],
+        fpn_interp_model="nearest",
+    )
+
+
+def _memory_attention(config: Sam2Config) -> MemoryAttention:
+    def attention(**more: Any) -> RoPEAttention:
+        return RoPEAttention(
+            embedding_dim=config.d_model,
+            num_heads=1,
+            downsample_rate=1,
+            dropout=0.0,
+            rope_theta=10000.0,
+            feat_sizes=(16, 16),  # a first guess: the module follows the grid
+            **more,
+        )
+
+    layer = MemoryAttentionLayer(
+        activation="relu",
+        cross_attention=attention(rope_k_repeat=True, kv_in_dim=config.memory_dim),
+        d_model=config.d_model,
+        dim_feedforward=config.mlp_dim,
+        dropout=0.0,
+        pos_enc_at_attn=False,
+        pos_enc_at_cross_attn_keys=True,
+        pos_enc_at_cross_attn_queries=False,
+        self_attention=attention(),
+    )
+    return MemoryAttention(
+        config.d_model, pos_enc_at_input=True, layer=layer, num_layers=config.memory_layers
+    )
+
+
+def _memory_encoder(config: Sam2Config) -> MemoryEncoder:
+    block = CXBlock(
+        config.d_model, kernel_size=7, padding=3, layer_scale_init_value=LAYER_SCALE, use_dwconv=True
+    )
+    return MemoryEncoder(
+        out_dim=config.memory_dim,
+        in_dim=config.d_model,
+        mask_downsampler=MaskDownSampler(config.d_model, kernel_size=3, stride=2, padding=1),
+        fuser=Fuser(block, num_layers=2),
+        position_encoding=PositionEmbeddingSine(
+            config.memory_dim, normalize=True, scale=None, temperature=10000
+        ),
+    )
+
+
+def _initialise(model: Any) -> None:
+    """Transformer initialisation: narrow normal weights, positions not zero.
+
+    torch's default for linear layers makes attention start too flat and its biases random.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
+        elif isinstance(module, torch.nn.Embedding) and "sam_" in name:
+            torch.nn.init.normal_(module.weight, std=0.5)
+    for layer in model.sam_mask_decoder.transformer.layers:
+        _point_at_places(layer.cross_attn_token_to_image)
+        _point_at_places(layer.cross_attn_image_to_token)
+    _point_at_places(model.sam_mask_decoder.transformer.final_attn_token_to_image)
+    trunk = model.image_encoder.trunk
+    torch.nn.init.trunc_normal_(trunk.pos_embed, std=0.02)
+    torch.nn.init.trunc_normal_(trunk.pos_embed_window, std=0.02)
+
+
+def _point_at_places(attention: Any) -> None:
+    """Queries and keys start alike, so that a click attends to its own place from the first step.
+
+    Both carry the same encoding of their position; with independent weights pointing must be discovered,
+    which takes the better part of a short training.
+    """
+    with torch.no_grad():
+        attention.q_proj.weight.mul_(POINTING)
+        attention.k_proj.weight.copy_(attention.q_proj.weight)
