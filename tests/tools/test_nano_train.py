@@ -64,7 +64,7 @@ class TestPrompts:
 
     def test_each_large_enough_mask_is_picked_before_any_twice(self):
         masks = np.stack([disc(64, 20, 20, 9), disc(64, 40, 40, 1), disc(64, 40, 20, 5)])
-        picked = load("prompts").pick(masks, 4, np.random.default_rng(3)).tolist()
+        picked = load("prompts").pick(masks, 4, 0.01, np.random.default_rng(3)).tolist()
         assert sorted(picked[:2]) == [0, 2]
         assert set(picked[2:]) <= {0, 2}
 
@@ -190,7 +190,7 @@ class TestNetwork:
     def test_every_parameter_of_a_clip_or_a_picture_learns(self, torch):
         network, steps, batches = load("network"), load("steps"), load("batches")
         model, device = network.build(network.NANO, 128), torch.device("cpu")
-        source = batches.Source(Path("nothing"), "train", 128, 0)
+        source = batches.Source(Path("nothing"), "train", 128, 0, 0.01)
         clip, still = batches.clip_batch(source, 0, 1, 4), batches.still_batch(source, 0, 2)
         plans = [
             steps.ClipPlan(steps.CLICK, 2),

@@ -27,6 +27,7 @@ class Source:
     split: str
     size: int
     seed: int
+    least: float  # share of the picture that an object must take to be prompted
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def still_batch(source: Source, first: int, count: int) -> StillBatch:
         still = scenes.still(index)
         rng = np.random.default_rng([source.seed, index])
         images.append(still.image)
-        for chosen in pick(still.masks, OBJECTS, rng):
+        for chosen in pick(still.masks, OBJECTS, source.least, rng):
             mask = still.masks[chosen]
             masks.append(coverage(mask))
             clicks.append(np.array(deepest(mask), np.float32) if exact else draw_click(mask, rng))
@@ -77,7 +78,7 @@ def clip_batch(source: Source, first: int, count: int, frames: int) -> ClipBatch
         pictures, masks = np.roll(clip.images, -start, axis=0), np.roll(clip.masks, -start, axis=0)
         images.append(pictures)
         rng = np.random.default_rng([source.seed, 1, index])
-        for chosen in dict.fromkeys(pick(masks[0], CLIP_OBJECTS, rng).tolist()):
+        for chosen in dict.fromkeys(pick(masks[0], CLIP_OBJECTS, source.least, rng).tolist()):
             mask = masks[0, chosen]
             owners.append(number)
             covers.append(coverage(masks[:, chosen]))
@@ -100,6 +101,10 @@ def _start(masks: np.ndarray) -> int:
     return 0 if pixels[0] else int(np.argmax(pixels))
 
 
-@lru_cache(maxsize=2)
 def _scenes(source: Source) -> Scenes:
-    return Scenes(source.data, source.split, source.size, source.seed)
+    return _cached_scenes(source.data, source.split, source.size, source.seed)
+
+
+@lru_cache(maxsize=2)
+def _cached_scenes(data: Path, split: str, size: int, seed: int) -> Scenes:
+    return Scenes(data, split, size, seed)

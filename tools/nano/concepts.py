@@ -17,15 +17,20 @@ VARIATION = {0xFE0E, 0xFE0F}
 SKIN_TONES = set(range(0x1F3FB, 0x1F400))
 
 # Words that say how a thing looks or who does it, not what it is.
-_LOOKS = """
-    a an and at in of on the to for from down up over under out with without s left right front back facing side
-    black white red green blue yellow orange brown purple pink gray grey gold golden silver light dark medium
-    big small large little mini tall short old new simple plain cartoon photo clipart icon sign symbol button
-    empty full open closed lit broken single double multiple two three four five one many
-    man men woman women boy girl person people male female lady gentleman older
-    mirror flip
-""".split()
-LOOKS = frozenset(_LOOKS)
+_SMALL_WORDS = (
+    "a an and at in of on the to for from down up over under out with without left right front back side"
+)
+_COLOURS = (
+    "black white red green blue yellow orange brown purple pink gray grey gold golden silver light dark"
+)
+_SHAPES = (
+    "big small large little mini tall short old new simple plain empty full open closed lit broken facing"
+)
+_KINDS = (
+    "cartoon photo clipart icon sign symbol button mirror flip medium single double multiple many one two"
+)
+_PEOPLE = "man men woman women boy girl person people male female lady gentleman older three four five"
+LOOKS = frozenset(" ".join((_SMALL_WORDS, _COLOURS, _SHAPES, _KINDS, _PEOPLE)).split())
 FACES = re.compile(r"\b(face|smiley|smileys|smilie|emoticon)\b")
 ANIMAL_FACE = re.compile(
     r"\b(dog|cat|monkey|mouse|hamster|rabbit|fox|bear|panda|koala|tiger|lion|cow|pig|frog|horse|moose|dragon|wolf|unicorn)\b"
@@ -76,14 +81,14 @@ def concept(name: str, vocabulary: frozenset[str] = frozenset()) -> str:
 
 
 def vocabulary(names: Iterable[str]) -> frozenset[str]:
-    """The words that alone name something: those names that are one word when colours and genders are gone."""
+    """The words that alone name something: names that are one word when colours and genders are gone."""
     listed = (words(name) for name in names)
     return frozenset(found[0] for found in listed if len(found) == 1)
 
 
 def split_of(key: str) -> str:
-    """`train` or `held` for a concept or a photograph's name: about 15 % are held out, by a hash alone, so that
-    new sources never move an old picture to the other side."""
+    """`train` or `held` for a concept or a photograph's name: about 15 % are held out, by a hash alone, so
+    that new sources never move an old picture to the other side."""
     number = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big")
     return "held" if number % 100 < HELD_PERCENT else "train"
 

@@ -60,7 +60,11 @@ def light_field(rng: Rng, strength: float) -> np.ndarray:
 
 
 def lit(picture: np.ndarray, field: np.ndarray, gain: float = 1.0) -> np.ndarray:
-    """The picture times a field of any resolution times a gain."""
+    """RGB or premultiplied RGBA times a field, (h, w) or (h, w, 3) of any resolution, times a gain."""
+    if field.ndim == 2:
+        field = cv2.merge([field] * 3)
+    if picture.shape[2] == 4:
+        field = cv2.merge([*cv2.split(field), np.ones(field.shape[:2], np.float32)])
     full = cv2.resize(field, (picture.shape[1], picture.shape[0]), interpolation=cv2.INTER_LINEAR)
     return cv2.multiply(picture, full, scale=gain, dtype=cv2.CV_8U)
 

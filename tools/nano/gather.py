@@ -8,7 +8,7 @@ installed. Out, in DATA:
 
     sprites/{train,held}/SOURCE/CONCEPT--NAME.png   RGBA, cropped to its alpha, longest side at most 320 px
     photos/{train,held}/SOURCE-NAME.jpg             RGB, longest side at most 1024 px
-    manifest.json                                   sources, versions, licences, numbers, sha256 of the files' list
+    manifest.json                                   sources, versions, licences, numbers, sha256 of the file list
 
 Each source is written apart and moved in when it is complete, so that a stopped run continues where it was
 and others may read DATA meanwhile. Nothing gathered belongs into the repository.
@@ -39,7 +39,7 @@ PHOTO_SHORTEST = 256  # px: a smaller one can't fill a training picture
 PHOTO_SUFFIX, SPRITE_SUFFIX = ".jpg", ".png"
 SHOWN = ("astronaut", "coffee", "chelsea")  # the photographs that show the model: never trained on
 SPLIT_RULE = (
-    f"{concepts.HELD_PERCENT} % held out by sha256 of the concept (sprites) or of the file's name (photographs); "
+    f"{concepts.HELD_PERCENT} % held out by sha256 of the concept (sprites) or of the name (photographs); "
     f"{', '.join(SHOWN)} are always held out"
 )
 

@@ -65,9 +65,12 @@ class Stock:
     def thing(self, rng: Rng, side: float) -> Layer:
         """A random object whose longer side is about `side` pixels."""
         goal = max(round(side), 8)
-        sprite = bool(self.sprites) and rng.random() < 0.6
-        rgba, part = self._sprite(rng, goal), None
-        if not sprite or rgba is None:
+        draw, part = rng.random(), None
+        if draw < 0.1 and self.mapped:
+            rgba = self._cutout(rng, goal)
+        elif draw < 0.62 and self.sprites:
+            rgba = self._sprite(rng, goal)
+        else:
             rgba, part = self._shape(rng, goal)
         if rng.random() < 0.2:
             rgba, part = roomy(rgba), None if part is None else roomy(part)
@@ -76,17 +79,11 @@ class Stock:
         if rng.random() < 0.75:
             rgba = recolour(rgba, colour_matrix(rng))
         if rng.random() < 0.3:
-            rgba = lit(
-                rgba,
-                cv2.merge(
-                    [bevel(rng, cv2.extractChannel(rgba, 3))] * 3 + [np.ones(rgba.shape[:2], np.float32)]
-                ),
-            )
+            rgba = lit(rgba, bevel(rng, cv2.extractChannel(rgba, 3)))
         if rng.random() < 0.3:
             rgba = self._grained(rng, rgba)
         if rng.random() < 0.3:
-            field = light_field(rng, 1.0)
-            rgba = lit(rgba, np.dstack([field, np.ones(field.shape[:2], np.float32)]))
+            rgba = lit(rgba, light_field(rng, 1.0))
         return softened(rng, rgba, part)
 
     def _grained(self, rng: Rng, rgba: np.ndarray) -> np.ndarray:
@@ -94,12 +91,29 @@ class Stock:
         grey = cv2.cvtColor(self.surface(rng, rgba.shape[:2], photo=0.7, plain=0.0), cv2.COLOR_RGB2GRAY)
         mean, spread = cv2.meanStdDev(grey)
         gain = rng.uniform(0.08, 0.35) / max(float(spread[0, 0]), 5.0)
-        factor = cv2.addWeighted(grey, gain, grey, 0, 1 - gain * float(mean[0, 0]), dtype=cv2.CV_32F)
-        return lit(rgba, cv2.merge([factor] * 3 + [np.ones_like(factor)]))
+        return lit(rgba, 1 + gain * (grey.astype(np.float32) - np.float32(mean[0, 0])))
 
-    def _sprite(self, rng: Rng, side: int) -> np.ndarray | None:
-        if not self.sprites:
-            return None
+    def _cutout(self, rng: Rng, side: int) -> np.ndarray:
+        """A region of a photograph, cut along its border."""
+        name = _pick(rng, self.mapped)
+        photo, labels = self.assets.photo(name), self.assets.regions(name)
+        mask = (labels == rng.integers(1, max(int(labels.max()), 1) + 1)).view(np.uint8)
+        x, y, width, height = cv2.boundingRect(mask)
+        if width < 8 or height < 8:  # all of it is covered by smaller regions
+            return self._shape(rng, side)[0]
+        alpha = cv2.GaussianBlur(mask[y : y + height, x : x + width] * 255, (0, 0), 1.0)
+        fit = photo.shape[1] / labels.shape[1]
+        top, left, bottom, right = (round(fit * edge) for edge in (y, x, y + height, x + width))
+        scale = min(side / max(width, height), 1.3)
+        size = (max(round(width * scale), 3), max(round(height * scale), 3))
+        look, alpha = (
+            cv2.resize(one, size, interpolation=cv2.INTER_AREA)
+            for one in (photo[top:bottom, left:right], alpha)
+        )
+        rgba = premultiply(look, alpha)
+        return cv2.flip(rgba, 1) if rng.random() < 0.5 else rgba
+
+    def _sprite(self, rng: Rng, side: int) -> np.ndarray:
         rgba = self.assets.sprite(_pick(rng, self.sprites), side)
         scale = min(side / max(rgba.shape[:2]), 1.3)  # beyond that it only looks blurred
         squeeze = rng.uniform(0.75, 1) if rng.random() < 0.3 else 1.0

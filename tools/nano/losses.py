@@ -3,8 +3,10 @@
 In: mask logits at stride 4, predicted IoUs and object scores, and the true coverage of each cell. Out:
 `Losses`; clicks. Pure functions of tensors; knows nothing about the network.
 
-As in SAM 2 (Ravi et al. 2024, arXiv:2408.00714, section D.2.2): 20 parts focal loss, one each of dice, L1 of
-predicted IoU and cross-entropy of the object score; of several candidates only the best one's mask counts.
+As in SAM 2 (Ravi et al. 2024, arXiv:2408.00714, section D.2.2): focal loss, dice, L1 of predicted IoU and
+cross-entropy of the object score; of several candidates only the best one's mask counts. The focal loss is
+weighted for a network that starts from nothing: with the published 20 parts and an alpha of 0.25 masks stayed
+empty for 300 steps (dice 0.90), with these dice was 0.79 after 200.
 Coverages are soft targets, so that a quarter of the resolution is enough.
 """
 
@@ -15,8 +17,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-FOCAL_WEIGHT = 20.0
-FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
+FOCAL_WEIGHT = 5.0
+FOCAL_ALPHA, FOCAL_GAMMA = 0.75, 2.0
 STRIDE = 4  # pixels per cell of the logits
 
 

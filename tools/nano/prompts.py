@@ -10,7 +10,6 @@ import numpy as np
 
 STRIDE = 4  # pixels per cell of a coverage, and of the network's mask logits
 CELL = STRIDE * STRIDE  # pixels in a cell: a coverage counts up to this
-MIN_PIXELS = 24  # of an object worth a prompt, if the picture has a larger one
 _CENTRAL = 0.6  # of the clicks are near the middle of the object
 _BOX_JITTER = 0.08  # of the box's side, standard deviation
 
@@ -58,10 +57,11 @@ def draw_box(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(box + off, 0, np.tile(mask.shape[::-1], 2)).astype(np.float32)
 
 
-def pick(masks: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Indices of `count` masks (N, H, W) to prompt: large enough ones, each once if there are so many."""
+def pick(masks: np.ndarray, count: int, least: float, rng: np.random.Generator) -> np.ndarray:
+    """Indices of `count` masks (N, H, W) to prompt: those of at least `least` of the picture, each once if
+    there are so many; without any, the largest."""
     pixels = masks.sum(axis=(1, 2))
-    usable = np.flatnonzero(pixels >= MIN_PIXELS)
+    usable = np.flatnonzero(pixels >= least * masks[0].size)
     if not len(usable):
         usable = np.array([np.argmax(pixels)])
     order = rng.permutation(usable)

@@ -44,7 +44,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Names:
-    """What the emoji list knows: code points without tones -> (name, group), and the words that are concepts."""
+    """What the emoji list knows: code points without tones -> (name, group); words that are concepts."""
 
     emoji: dict[tuple[int, ...], tuple[str, str]]
     words: frozenset[str]
@@ -75,8 +75,8 @@ def _emoji_concept(hexcode: str, names: Names) -> str | None:
 
 
 def _one_of_many(points: tuple[int, ...], tones: tuple[int, ...], name: str) -> bool:
-    """Of a person's variants two are taken: the yellow neutral one and the dark woman (or the dark one of what
-    has no gender, a hand for example)."""
+    """Of a person's variants two are taken: the yellow neutral one and the dark woman (or the dark one of
+    what has no gender, a hand for example)."""
     man, woman, male, female = (point in points for point in (0x1F468, 0x1F469, 0x2642, 0x2640))
     if man or male:
         return False

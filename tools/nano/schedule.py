@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 SIZE_STEP = 128  # pixels; windows of the trunk divide its grids at multiples of it
 WARM_UP = 0.02  # of the time
+LEAST = 0.0015  # share of the picture of the smallest object, as scenes have them
 FLOOR = 0.01  # of the peak, at the end
 CYCLE_PEAK = 0.6  # a further run over trained weights starts at this much of the last run's peak
 
@@ -22,14 +23,15 @@ class Phase:
     until: float  # share of the time
     small: bool  # pictures of half the side: a quarter of the work
     clips: float  # share of the steps
+    least: float  # share of the picture that an object must take to be prompted
 
 
 FROM_SCRATCH = (
-    Phase(0.45, small=True, clips=0.0),
-    Phase(0.65, small=True, clips=0.3),
-    Phase(1.00, small=False, clips=0.3),
+    Phase(0.50, small=True, clips=0.0, least=0.012),
+    Phase(0.65, small=True, clips=0.3, least=0.006),
+    Phase(1.00, small=False, clips=0.3, least=LEAST),
 )
-FURTHER = (Phase(1.00, small=False, clips=0.4),)
+FURTHER = (Phase(1.00, small=False, clips=0.4, least=LEAST),)
 
 
 def phase_at(progress: float, cycle: int) -> Phase:

@@ -18,7 +18,7 @@ EMOJI_NAMES = ("npm", "unicode-emoji-json", "0.9.0")  # MIT: the English names a
 
 @dataclass(frozen=True)
 class Source:
-    """A package and how to read it. `kind` is `sprites` or `photos`; `project` names who made the pictures."""
+    """A package and how to read it. `kind` is `sprites` or `photos`; `project` says who made the pictures."""
 
     name: str
     kind: str
@@ -40,7 +40,9 @@ CLIPART_SKIP = (
 PHOTOS = (".jpg", ".jpeg", ".png", ".webp")
 PNG = (".png",)
 SKY = "usr/share/games/endless-sky/images"
-PLASMA_PHOTOS = "BytheWater|ColdRipple|ColorfulCups|DarkestHour|EveningGlow|FallenLeaf|Grey|Kite|OneStandsOut|Path|summer_1am"
+PLASMA = (
+    r"^(BytheWater|ColdRipple|ColorfulCups|DarkestHour|EveningGlow|FallenLeaf|Grey|Kite|OneStandsOut|Path)/"
+)
 SCRATCH_DRAWN = (
     r"party-room|room[123]|spotlight-stage|forest\.|woods-and-bench|brick-wall1|graffiti|driveway|school2"
 )
@@ -54,17 +56,19 @@ SOURCES = (
            named_files("usr/share/tuxpaint/stamps", PNG, TUXPAINT_SKIP)),
     Source("mate", "photos", "debian", "mate-backgrounds", "", "GPL-2+", "MATE Backgrounds",
            named_files("usr/share/backgrounds/mate/nature", PHOTOS)),
-    Source("noto", "sprites", "npm", "@iconify-json/noto", "1.2.9", "Apache-2.0", "Google Noto Emoji", iconify_emoji),
+    Source("noto", "sprites", "npm", "@iconify-json/noto", "1.2.9", "Apache-2.0", "Google Noto Emoji",
+           iconify_emoji),
     Source("land", "photos", "debian", "endless-sky-data", "", "public domain, CC-BY-SA-3.0, CC-BY-SA-4.0",
            "Endless Sky and photographers named there", named_files(f"{SKY}/land", PHOTOS)),
     Source("scratch", "photos", "debian", "scratch", "", "CC-BY-SA-3.0", "Scratch media, MIT",
            named_files("usr/share/scratch/Media/Backgrounds", PHOTOS, SCRATCH_DRAWN)),
     Source("lomiri16", "photos", "debian", "lomiri-wallpapers-16.04", "", "CC-BY-4.0, CC-BY-SA-4.0",
            "Lomiri wallpapers", named_files("usr/share/backgrounds", PHOTOS, LOMIRI_DRAWN)),
-    Source("lomiri20", "photos", "debian", "lomiri-wallpapers-20.04", "", "CC-BY-SA-4.0", "Lomiri wallpapers",
+    Source("lomiri20", "photos", "debian", "lomiri-wallpapers-20.04", "", "CC-BY-SA-4.0",
+           "Lomiri wallpapers",
            named_files("usr/share/backgrounds", PHOTOS, LOMIRI_DRAWN)),
-    Source("plasma", "photos", "debian", "plasma-workspace-wallpapers", "", "GPL-2+", "KDE Visual Design Group",
-           named_files("usr/share/wallpapers", PHOTOS, only=rf"^({PLASMA_PHOTOS})/contents/images/2560x1600\.")),
+    Source("plasma", "photos", "debian", "plasma-workspace-wallpapers", "", "GPL-2+",
+           "KDE Visual Design Group", named_files("usr/share/wallpapers", PHOTOS, only=PLASMA + r"contents/images/2560x1600\.")),
     Source("lxqt", "photos", "debian", "lxqt-themes", "", "LGPL-2.1+", "LXQt themes",
            named_files("usr/share/lxqt/wallpapers", PHOTOS, only="after-the-rain|fog|Butterfly")),
     Source("skimage", "photos", "pypi", "scikit-image", "0.17.2", "public domain, CC0", "scikit-image data",
@@ -83,8 +87,10 @@ SOURCES = (
            named_files("usr/share/scratch/Media/Costumes", (".png", ".gif"), "Letters")),
     Source("fluentflat", "sprites", "npm", "@iconify-json/fluent-emoji-flat", "1.2.6", "MIT",
            "Microsoft Fluent Emoji", iconify_emoji),
-    Source("twemoji", "sprites", "npm", "@iconify-json/twemoji", "1.2.5", "CC-BY-4.0", "Twemoji", iconify_emoji),
+    Source("twemoji", "sprites", "npm", "@iconify-json/twemoji", "1.2.5", "CC-BY-4.0", "Twemoji",
+           iconify_emoji),
     Source("fxemoji", "sprites", "npm", "@iconify-json/fxemoji", "1.2.2", "Apache-2.0", "Firefox OS Emoji",
            iconify_emoji),
-    Source("emojitwo", "sprites", "npm", "@iconify-json/emojione", "1.2.3", "CC-BY-4.0", "EmojiTwo", iconify_emoji),
+    Source("emojitwo", "sprites", "npm", "@iconify-json/emojione", "1.2.3", "CC-BY-4.0", "EmojiTwo",
+           iconify_emoji),
 )  # fmt: skip

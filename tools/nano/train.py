@@ -28,17 +28,17 @@ import torch.distributed as dist
 from batches import ClipBatch, Source, StillBatch, clip_batch, still_batch
 from losses import Losses
 from network import NANO, build, parameter_count, set_size
-from schedule import learning_rate, phase_at, phase_size
+from schedule import LEAST, learning_rate, phase_at, phase_size
 from steps import BOX, CLICK, MASK, ClipPlan, StillPlan, clip_ious, clip_losses, still_ious, still_losses
 
-PEAK_RATE = 6e-4
+PEAK_RATE = 8e-4
 WEIGHT_DECAY = 0.02
 GRADIENT_NORM = 1.0
 EMA_DECAY = 0.999
 PICTURES_PER_CLIP = 6  # of a batch: a clip costs about as much
 FIRST_PROMPTS, FIRST_SHARES = (CLICK, BOX, MASK), (0.55, 0.35, 0.1)
 CORRECTION_SHARES = (0.2, 0.4, 0.25, 0.15)  # of 0, 1, 2, 3 corrections
-SAVE_EVERY, EVALUATE_EVERY = 180, 600  # seconds
+SAVE_EVERY, EVALUATE_EVERY = 180, 1200  # seconds
 LOG_EVERY = 20  # steps
 HELD_STILLS, HELD_CLIPS, HELD_FRAMES = 64, 8, 8
 
@@ -49,6 +49,7 @@ class Order:
 
     step: int
     size: int
+    least: float  # share of the picture of the smallest object that is prompted
     first: int  # number of the first scene, of all processes together
     count: int  # scenes for each process
     frames: int  # 0: pictures
@@ -161,6 +162,7 @@ class Trainer:
         order = Order(
             step=state.step,
             size=phase_size(phase, self.options.size),
+            least=phase.least,
             first=state.clips if frames else state.stills,
             count=count,
             frames=frames,
@@ -174,16 +176,16 @@ class Trainer:
             state.stills += count * self.world
         return order
 
-    def source(self, size: int, split: str = "train") -> Source:
+    def source(self, size: int, split: str = "train", least: float = LEAST) -> Source:
         """Scenes of a size."""
-        return Source(self.options.data, split, size, self.options.seed)
+        return Source(self.options.data, split, size, self.options.seed, least)
 
     def draw(self, order: Order) -> tuple[Any, ...]:
         """The call that draws this process's share of an order's scenes."""
         first = order.first + self.rank * order.count
         if order.frames:
-            return clip_batch, self.source(order.size), first, order.count, order.frames
-        return still_batch, self.source(order.size), first, order.count
+            return clip_batch, self.source(order.size, least=order.least), first, order.count, order.frames
+        return still_batch, self.source(order.size, least=order.least), first, order.count
 
     def train_step(self, order: Order, batch: StillBatch | ClipBatch, rate: float) -> Losses:
         """One step of the optimiser."""
