@@ -1,16 +1,16 @@
-"""Segments a photograph, follows an object through a clip and leaves pictures of both; `scripts/demo` runs it
-after installing masklet.
+"""Segments a photograph and leaves a picture of the result; `scripts/demo` runs it after installing masklet.
 
     python examples/demo.py --out DIR [--model NAME_OR_FILE] [--image PHOTO --point X,Y]
 
-With the model that comes with masklet nothing has to be downloaded but the photograph; a drawn scene takes
-its place where that cannot be had.
+What it needs and cannot get has a stand-in, and it says so: a synthetic scene for the photograph, and for the
+published weights a checkpoint of the same network with seeded weights, whose masks mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,16 +26,13 @@ import masklet
 from masklet.io.image import read_image, write_image
 from masklet.io.masks import write_mask
 from masklet.io.overlay import draw_overlay
-from masklet.io.result_video import OverlayVideo
-from masklet.testing import synthetic_clip, synthetic_scene
 
-MODEL = "masklet-nano"
+MODEL = "sam2.1_hiera_tiny"
+CONNECT_SECONDS = 5
 
 # A cup of coffee by Rachel Michetti, dedicated to the public domain (CC0), 600 x 400 pixels.
 PHOTO_PACKAGE, PHOTO_MEMBER = "scikit-image", "skimage/data/coffee.png"
 CUP_POINT_XY, CUP_BOX_XYXY = (285, 225), (172, 17, 405, 308)  # pixels
-
-CLIP_FRAMES, CLIP_HW, CLIP_FPS = 36, (288, 384), 12.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +45,18 @@ class Subject:
     what: str
 
 
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint; `real` is False for the stand-in."""
+
+    path: Path
+    name: str
+    real: bool
+
+
 def main() -> None:
-    """Parse the command line, segment and track, and say what came out."""
-    parser = argparse.ArgumentParser(description="Segment a photograph and track through a clip.")
+    """Parse the command line, segment, and say what came out."""
+    parser = argparse.ArgumentParser(description="Segment a photograph and leave a picture of the result.")
     parser.add_argument(
         "--out", type=Path, default=Path("demo-output"), metavar="DIR", help="where pictures go"
     )
@@ -71,16 +77,16 @@ def main() -> None:
             subject = own_photo(arguments.image, arguments.point)
         else:
             subject = photograph(arguments.out / "photo.png") or synthetic()
-        model = masklet.load(arguments.model)
-        segment(subject, model, arguments.model, arguments.out)
-        track(model, arguments.out / "clip.mp4")
+        with tempfile.TemporaryDirectory() as scratch:
+            weights = published(arguments.model) or stand_in(Path(scratch))
+            run(subject, weights, arguments.out)
     except masklet.MaskletError as error:
         sys.exit(f"error: {error}")
 
 
-def segment(subject: Subject, model: masklet.Model, name: str, out: Path) -> None:
+def run(subject: Subject, weights: Weights, out: Path) -> None:
     """One picture, one prompt, one mask; written to `out`."""
-    predictor = masklet.ImagePredictor(model)
+    predictor = masklet.ImagePredictor(masklet.load(weights.path))
     started = time.perf_counter()
     predictor.set_image(subject.pixels)
     encoded = time.perf_counter()
@@ -89,37 +95,26 @@ def segment(subject: Subject, model: masklet.Model, name: str, out: Path) -> Non
     )
     done = time.perf_counter()
 
+    caption = f"{weights.name}, score {scores[0]:.2f}"
+    if not weights.real:
+        caption = f"Stand-in: {weights.name} with random weights. This mask means nothing."
     overlay = draw_overlay(
         subject.pixels, masks[0], points=[subject.point_xy], labels=[1], boxes=subject.box_xyxy
     )
-    write_image(out / "overlay.jpg", captioned(overlay, f"{name}, predicted IoU {scores[0]:.2f}"))
+    write_image(out / "overlay.jpg", captioned(overlay, caption))
     write_mask(out / "mask.png", masks[0])
 
     height, width = masks[0].shape
-    print(f"model     {name}")
     print(f"picture   {subject.what}, {width} x {height} pixels")
+    print(f"model     {weights.name}{'' if weights.real else ', seeded random weights'}")
     print(f"encoding  {encoded - started:.2f} s, the first time (it also starts the engine)")
     print(f"click     {(done - encoded) * 1000:.0f} ms, likewise")
     print(f"mask      {masks[0].mean():.1%} of the picture, predicted IoU {scores[0]:.3f}")
     print(f"overlay   {out / 'overlay.jpg'}")
-
-
-def track(model: masklet.Model, path: Path) -> None:
-    """A drawn clip, pushed frame by frame; every shape in it is clicked once."""
-    clip = synthetic_clip(seed=0, num_frames=CLIP_FRAMES, size_hw=CLIP_HW)
-    tracker = masklet.Tracker(model)
-    started = time.perf_counter()
-    video = OverlayVideo(path, fps=CLIP_FPS, start="overwrite")
-    for index, pixels in enumerate(clip.frames):
-        result = tracker.push(pixels, index / CLIP_FPS)
-        if index == 0:
-            for shape in map(int, np.flatnonzero(clip.masks[0].any((1, 2)))):
-                point = clip.point_xy(0, shape)
-                result = tracker.add_points_or_box(shape, points=[point], labels=[1])
-        video.write(result, pixels)
-    video.finish()
-    rate = CLIP_FRAMES / (time.perf_counter() - started)
-    print(f"clip      {path}, {CLIP_FRAMES} frames, {len(tracker.object_ids)} objects, {rate:.1f} frames/s")
+    if not weights.real:
+        print(
+            "\nThe weights are random numbers: this mask means NOTHING. It shows only that everything runs."
+        )
 
 
 # --------------------------------------------------------------------------------------------- the picture
@@ -162,10 +157,45 @@ def wheel_member(package: str, member: str) -> bytes | None:
 
 def synthetic() -> Subject:
     """A drawn scene, for machines that reach nothing."""
+    from masklet.testing import synthetic_scene
+
     scene = synthetic_scene(seed=0, size_hw=(400, 600))
     x, y = scene.points_xy[0].tolist()
     left, top, right, bottom = scene.boxes_xyxy[0].tolist()
     return Subject(scene.image, (x, y), (left, top, right, bottom), "a synthetic scene (no photograph)")
+
+
+# --------------------------------------------------------------------------------------------- the weights
+
+
+def published(name: str) -> Weights | None:
+    """A checkpoint file, or a published model from the cache or the network; None if it is not to be had."""
+    if Path(name).exists():
+        return Weights(Path(name), Path(name).name, real=True)
+    environment = {"HF_HUB_ETAG_TIMEOUT": str(CONNECT_SECONDS), **os.environ}
+    pull = subprocess.run(
+        [sys.executable, "-m", "masklet", "pull", name],
+        stdout=subprocess.PIPE,
+        env=environment,
+        check=False,
+        text=True,
+    )
+    if pull.returncode == 0:
+        return Weights(Path(pull.stdout.strip()), name, real=True)
+    if name != MODEL:
+        sys.exit(1)
+    say(f"{name} cannot be downloaded here. A stand-in with random weights takes its place.")
+    return None
+
+
+def stand_in(folder: Path) -> Weights:
+    """The same network with seeded weights, as a checkpoint file."""
+    from masklet.families.sam2 import PRESETS
+    from masklet.testing import write_stand_in
+
+    path = folder / "stand-in.safetensors"
+    write_stand_in(path, PRESETS[MODEL], seed=0)
+    return Weights(path, MODEL, real=False)
 
 
 # ------------------------------------------------------------------------------------------------- helpers

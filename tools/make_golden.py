@@ -1,14 +1,14 @@
 """Writes tests/golden/*.npz: what the reference computes for tiny seeded models, so that default tests need
 no torch.
 
-In: `TINY_CONFIGS` of tests/parity/reference.py and the prompts of tests/parity/prompt_cases.py. Out: one .npz
-for each configuration. Runs where torch and sam2 are installed:
+In: `TINY_CONFIGS` and `TINY` of the references in tests/parity, and the prompts of prompt_cases.py there.
+Out: one .npz for each configuration. Runs where torch, sam2 and segment-anything are installed:
 
     python tools/make_golden.py            writes the files
     python tools/make_golden.py --check    computes them again and compares with what is there
 
 A file holds
-    config           JSON: the fields of `reference.TinyConfig`
+    config           JSON: the fields of `reference.TinyConfig`, of SAM those of `Sam1Config`
     weights          JSON: seed and object_score_bias, for `masklet.testing.lively_weights`; sha256 of the
                      tensors
     tensors          JSON: name -> shape of every tensor of the checkpoint, those of the video parts too
@@ -28,6 +28,8 @@ import importlib.metadata
 import json
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -36,8 +38,9 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "parity")]
 
 import prompt_cases  # noqa: E402
 import reference  # noqa: E402
+import reference_sam1  # noqa: E402
 
-from masklet.testing import sampled, synthetic_scene, weights_sha256  # noqa: E402
+from masklet.testing import Scene, sampled, synthetic_scene, tiny_sam1_config, weights_sha256  # noqa: E402
 
 FOLDER = ROOT / "tests" / "golden"
 WHOLE_ELEMENTS, TRACE_ELEMENTS = (
@@ -59,33 +62,59 @@ RECIPES = {
     "tiny_2.1": (10, -0.57, (5, (144, 256))),
     "tiny_2.0": (15, 0.57, (6, (200, 120))),
 }
+SAM1, SAM1_SCENE = "tiny_sam1", (5, (72, 128))
 
 
 def golden(name: str) -> dict[str, np.ndarray]:
     """The content of one file."""
+    if name == SAM1:
+        return golden_sam1()
     config = reference.TINY_CONFIGS[name]
     seed, bias, (scene_seed, size_hw) = RECIPES[name]
     model = reference.build_tiny(config, seed, object_score_bias=bias)
     scene = synthetic_scene(scene_seed, size_hw)
+    return {
+        "config": np.array(config.to_json()),
+        **facts(model, "sam2", {"seed": seed, "object_score_bias": bias}, RECIPES[name][2]),
+        **answers(reference, model, scene, config.image_size),
+    }
+
+
+def golden_sam1() -> dict[str, np.ndarray]:
+    """The content of SAM's file."""
+    config, scene = tiny_sam1_config(reference_sam1.TINY_SIZE), synthetic_scene(*SAM1_SCENE)
+    model = reference_sam1.build_tiny()
+    filled = {"seed": reference_sam1.TINY.seed, "object_score_bias": None}
+    return {
+        "config": np.array(config.to_json()),
+        **facts(model, "segment-anything", filled, SAM1_SCENE),
+        **answers(reference_sam1, model, scene, config.image_size),
+    }
+
+
+def facts(model: Any, package: str, filled: dict[str, Any], scene: tuple) -> dict[str, np.ndarray]:
+    """What the numbers come from, as JSON."""
     state = {key: tensor.numpy() for key, tensor in model.state_dict().items()}
 
-    facts = {
-        "weights": {"seed": seed, "object_score_bias": bias, "sha256": weights_sha256(state)},
+    found = {
+        "weights": {**filled, "sha256": weights_sha256(state)},
         "tensors": reference.state_shapes(model),
-        "scene": {"seed": scene_seed, "size_hw": size_hw},
-        "versions": {package: importlib.metadata.version(package) for package in ("torch", "sam2", "numpy")},
+        "scene": {"seed": scene[0], "size_hw": scene[1]},
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", package, "numpy")},
     }
-    content = {"config": np.array(config.to_json())} | {
-        key: np.array(json.dumps(x)) for key, x in facts.items()
-    }
+    return {key: np.array(json.dumps(x)) for key, x in found.items()}
 
-    encoded = reference.predictor(model)
-    for path, array in reference.dump_encoder(model, scene.image, encoded).items():
+
+def answers(source: ModuleType, model: Any, scene: Scene, image_size: int) -> dict[str, np.ndarray]:
+    """What the reference, as `source` runs it, makes of a picture and all prompts."""
+    content = {}
+    encoded = source.predictor(model)
+    for path, array in source.dump_encoder(model, scene.image, encoded).items():
         content[f"encoder/{path}"] = sampled(array, WHOLE_ELEMENTS if path in FINAL else TRACE_ELEMENTS)
-    for case in prompt_cases.prompt_cases(scene, config.image_size):
+    for case in prompt_cases.prompt_cases(scene, image_size):
         prefix = f"prompt/{case.name}"
         content.update({f"{prefix}/arguments/{key}": np.asarray(x) for key, x in case.arguments.items()})
-        for path, array in reference.dump_prompt(encoded, **case.arguments).items():
+        for path, array in source.dump_prompt(encoded, **case.arguments).items():
             if not any(part in path for part in DROPPED):
                 content[f"{prefix}/{path}"] = array if path in RETURNED else sampled(array, TRACE_ELEMENTS)
     return content
@@ -124,7 +153,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="compare with the files instead of writing them")
     check = parser.parse_args().check
     failed = False
-    for name in reference.TINY_CONFIGS:
+    for name in (*reference.TINY_CONFIGS, SAM1):
         content = golden(name)
         if check:
             lines = differences(content, read(name))

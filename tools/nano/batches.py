@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from metrics import deepest
+from plain import plain_still
 from prompts import bounds, coverage, draw_box, draw_click, pick
 from scenes import Scenes
 
@@ -28,6 +29,7 @@ class Source:
     size: int
     seed: int
     least: float  # share of the picture that an object must take to be prompted
+    plain: float = 0.0  # share of the pictures that are plain ones
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ def still_batch(source: Source, first: int, count: int) -> StillBatch:
     scenes, exact = _scenes(source), source.split != "train"
     images, masks, clicks, boxes = [], [], [], []
     for index in range(first, first + count):
-        still = scenes.still(index)
         rng = np.random.default_rng([source.seed, index])
+        still = plain_still(rng, source.size) if rng.random() < source.plain else scenes.still(index)
         images.append(still.image)
         for chosen in pick(still.masks, OBJECTS, source.least, rng):
             mask = still.masks[chosen]

@@ -23,14 +23,12 @@ _SMALL_WORDS = (
 _COLOURS = (
     "black white red green blue yellow orange brown purple pink gray grey gold golden silver light dark"
 )
-_SHAPES = (
-    "big small large little mini tall short old new simple plain empty full open closed lit broken facing"
-)
-_KINDS = (
-    "cartoon photo clipart icon sign symbol button mirror flip medium single double multiple many one two"
-)
-_PEOPLE = "man men woman women boy girl person people male female lady gentleman older three four five"
-LOOKS = frozenset(" ".join((_SMALL_WORDS, _COLOURS, _SHAPES, _KINDS, _PEOPLE)).split())
+_SHAPES = "big small large little mini tall short old new simple plain empty full open closed lit broken"
+_KINDS = "cartoon photo clipart icon sign symbol button medium single double many facing older"
+_NUMBERS = "one two three four five"
+_PEOPLE = "man men woman women boy girl person people male female lady gentleman"
+PEOPLE = frozenset(_PEOPLE.split())
+LOOKS = PEOPLE | frozenset(" ".join((_SMALL_WORDS, _COLOURS, _SHAPES, _KINDS, _NUMBERS)).split())
 FACES = re.compile(r"\b(face|smiley|smileys|smilie|emoticon)\b")
 ANIMAL_FACE = re.compile(
     r"\b(dog|cat|monkey|mouse|hamster|rabbit|fox|bear|panda|koala|tiger|lion|cow|pig|frog|horse|moose|dragon|wolf|unicorn)\b"
@@ -67,7 +65,8 @@ def concept(name: str, vocabulary: frozenset[str] = frozenset()) -> str:
 
     The last word that is in `vocabulary` (the words that emoji have), looked for before a "with": an
     `apple_red_photo` is the concept of the emoji "red apple". Without such a word, all words together. All
-    faces that are no animal's are one concept: they differ in a mouth. "" where no word is left.
+    faces that are no animal's are one concept: they differ in a mouth. Where no word is left, it is a person
+    or "".
     """
     lowered = re.sub(r"[_\-]+", " ", name.lower())
     if FACES.search(lowered) and not ANIMAL_FACE.search(lowered):
@@ -77,7 +76,7 @@ def concept(name: str, vocabulary: frozenset[str] = frozenset()) -> str:
     known = [word for word in found if word in vocabulary]
     if known:
         return known[-1]
-    return "-".join(found[:4])
+    return "-".join(found[:4]) or ("person" if PEOPLE & set(lowered.split()) else "")
 
 
 def vocabulary(names: Iterable[str]) -> frozenset[str]:

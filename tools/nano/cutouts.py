@@ -38,7 +38,7 @@ def crop(picture: Image.Image, longest: int = LONGEST) -> Image.Image:
     if scale >= 1:
         return cut
     size = (max(1, round(cut.width * scale)), max(1, round(cut.height * scale)))
-    return _premultiplied_resize(cut, size)
+    return cut.resize(size, Image.Resampling.LANCZOS)  # pillow weighs colours by alpha
 
 
 def refusal(sprite: Image.Image) -> str | None:
@@ -96,11 +96,6 @@ def _largest_piece(solid: np.ndarray) -> float:
                         stack.append((r, c))
         best = max(best, area)
     return best / max(1, total)
-
-
-def _premultiplied_resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scales colour times alpha, so that the hidden colour of empty pixels never bleeds into the border."""
-    return picture.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
 
 
 def _draw(svg: str) -> bytes:

@@ -1,10 +1,10 @@
 """Measure a model on held-out pictures and clips, none of whose sprites, photographs or shapes were trained
 on.
 
-    python tools/nano/evaluate.py DATA [--model FILE] [-o REPORT.json] [--pictures FOLDER]
+    python tools/nano/evaluate.py DATA --model FILE [-o REPORT.json] [--pictures FOLDER]
 
-In: the folder of `gather.py` and any model that masklet loads (default: the bundled one). Out: a report, and
-a table on stdout. Runs through masklet alone, without torch.
+In: the folder of `gather.py` and any model that masklet loads. Out: a report, and a table on
+stdout. Runs through masklet alone, without torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     """Parse arguments, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="the folder that gather.py made")
-    parser.add_argument("--model", default=None, help="a model file or name (default: the bundled model)")
+    parser.add_argument("--model", required=True, help="a model file or published name")
     parser.add_argument("--stills", type=int, default=300, help="pictures")
     parser.add_argument("--clips", type=int, default=12, help="clips of each kind")
     parser.add_argument("--side", type=int, default=384, help="side of the pictures in pixels")
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, help="a folder for the best and worst one-click masks")
     args = parser.parse_args()
 
-    model = masklet.load(*[args.model] if args.model else [], image_size=args.image_size)
+    model = masklet.load(args.model, image_size=args.image_size)
     scenes = Scenes(args.data, split="held", size=args.side, seed=args.seed)
     report: dict[str, Any] = {"image_size": model.image_size, "side": args.side, "seed": args.seed}
     report["stills"], shown = stills(model, scenes, args.stills)
@@ -131,7 +131,8 @@ def clips(model: masklet.Model, scenes: Any, count: int, objects: int, frames: i
         done += 1
         progress(f"clips of {objects} objects, {frames} frames {done}/{count}")
     means = tally.means()
-    return {"clips": count, "objects": objects, "frames": frames, **means, "J&F": (means["J"] + means["F"]) / 2}
+    both = (means["J"] + means["F"]) / 2
+    return {"clips": count, "objects": objects, "frames": frames, **means, "J&F": both}
 
 
 def tracked(model: masklet.Model, clip: Any, objects: int, tally: Tally) -> None:
@@ -159,12 +160,14 @@ def tracked(model: masklet.Model, clip: Any, objects: int, tally: Tally) -> None
 def table(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     still = report["stills"]
-    lines = [f"{still['objects']} objects in {still['pictures']} pictures", "", "| prompt | mean IoU |", "|---|---|"]
+    lines = [f"{still['objects']} objects in {still['pictures']} pictures", ""]
+    lines += ["| prompt | mean IoU |", "|---|---|"]
     lines += [f"| {name} | {value:.3f} |" for name, value in still["mean IoU"].items()]
     lines += ["", f"Predicted IoU is off by {still['predicted IoU, mean error']:.3f} on average.", ""]
     lines += ["| predicted | actual | masks |", "|---|---|---|"]
     lines += [f"| {p:.2f} | {a:.2f} | {n} |" for p, a, n in still["calibration"]]
-    lines += ["", "| clips | J&F | J | F | J where seen | told seen | told hidden |", "|---|---|---|---|---|---|---|"]
+    lines += ["", "| clips | J&F | J | F | J where seen | told seen | told hidden |"]
+    lines += ["|---|---|---|---|---|---|---|"]
     for kind, row in report["clips"].items():
         numbers = [row.get(k) for k in ("J&F", "J", "F", "J where seen", "told seen", "told hidden")]
         lines.append(f"| {kind} | " + " | ".join("-" if n is None else f"{n:.3f}" for n in numbers) + " |")

@@ -32,7 +32,7 @@ def bring(registry: str, package: str, version: str, folder: Path) -> tuple[Path
 
 
 def _npm(package: str, version: str, folder: Path) -> tuple[Path, str]:
-    _run(["npm", "pack", "--silent", f"{package}@{version}" if version else package], folder)
+    _run(["npm", "pack", "--loglevel=error", f"{package}@{version}" if version else package], folder)
     archive = _only(folder, "*.tgz", package)
     with tarfile.open(archive) as tar:
         tar.extractall(folder / "files", filter="data")

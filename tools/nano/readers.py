@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import concepts
+import qtresources
 
 SKIPPED_GROUPS = ("Flags", "Symbols")  # rectangles, arrows, keycaps and letters: no objects
 SKIPPED_NAMES = re.compile(
@@ -71,7 +72,7 @@ def _emoji_concept(hexcode: str, names: Names) -> str | None:
     name, group = facts
     if group in SKIPPED_GROUPS or SKIPPED_NAMES.search(name) or not _one_of_many(points, tones, name):
         return None
-    return concepts.concept(name, names.words) or "person"
+    return concepts.concept(name, names.words) or "thing"
 
 
 def _one_of_many(points: tuple[int, ...], tones: tuple[int, ...], name: str) -> bool:
@@ -126,6 +127,8 @@ def named_files(
 
     def read(folder: Path, names: Names) -> Iterator[Item]:
         root = folder / base
+        for resources in root.glob("*.rcc"):
+            qtresources.unpack(resources)
         for path in sorted(root.rglob("*")):
             below = str(path.relative_to(root))
             if path.suffix.lower() not in suffixes or not path.is_file():
@@ -137,5 +140,24 @@ def named_files(
                 path.parent.name, names.words
             )
             yield Item(name, shown or "thing", path.read_bytes(), path.suffix == ".svg")
+
+    return read
+
+
+def first_frames(base: str, only: str) -> Callable[[Path, Names], Iterator[Item]]:
+    """Reads animated game pictures: of each folder of frames below `base` that matches `only` the first one.
+
+    The concept is the name of the thing's folder, `as_brickyard0`, two above the frames.
+    """
+
+    def read(folder: Path, names: Names) -> Iterator[Item]:
+        root = folder / base
+        for frames in sorted(path for path in root.rglob("*") if path.is_dir()):
+            below = str(frames.relative_to(root))
+            pictures = sorted(frames.glob("*.png"))
+            if pictures and re.search(only, below):
+                thing = re.sub(r"^as_|\d+$", "", frames.parents[1].name)
+                shown = concepts.concept(thing, names.words) or thing
+                yield Item(re.sub(r"[^A-Za-z0-9]+", "_", below), shown, pictures[0].read_bytes())
 
     return read

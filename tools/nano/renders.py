@@ -7,13 +7,14 @@ Knows nothing about splits and files of the data folder.
 
 from __future__ import annotations
 
-import io
-import multiprocessing
 import os
 import random
 import re
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import concepts
@@ -22,6 +23,8 @@ from cutouts import LONGEST
 from readers import Item, Names
 
 VIEWS = 4
+BATCH = 20  # models a process
+PATIENCE = 60  # seconds a model may take on average
 FLAT = re.compile(
     r"door|window|blind|curtain|wall|fence|rail|rug|mat\b|poster|picture|shelf light|glass pane", re.I
 )
@@ -29,21 +32,45 @@ LICENSED = re.compile(r"Creative Commons|CC0|CC-0|CC BY|Free Art|Public domain",
 
 
 def read(folder: Path, names: Names) -> Iterator[Item]:
-    """Draws all models of all libraries below `folder`, two processes or more at a time."""
-    jobs = []
+    """Draws all models of all libraries below `folder`, in processes of their own: the importer of
+    models crashes on some, and then only that model is lost."""
+    jobs: dict[Path, str] = {}
     for library in sorted(folder.rglob("*.sh3f")):
         box = folder / "models" / library.stem
         with zipfile.ZipFile(library) as archive:
             archive.extractall(box)
-        jobs += [(path, name, f"{library.stem}_{path.stem}") for path, name in _catalogue(box)]
-    with multiprocessing.Pool(min(8, os.cpu_count() or 1), maxtasksperchild=20) as pool:
-        for views, (_, name, key) in zip(pool.imap(_draw, [job[0] for job in jobs]), jobs, strict=True):
-            shown = concepts.concept(name, names.words) or "furniture"
-            for number, data in enumerate(views):
-                yield Item(f"{re.sub('[^A-Za-z0-9]+', '_', key)}_{number}", shown, data)
+        jobs |= _catalogue(box)
+    paths = list(jobs)
+    batches = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        for batch, _ in zip(batches, threads.map(_draw_batch, batches), strict=True):
+            for path in batch:
+                shown = concepts.concept(jobs[path], names.words) or "person"
+                for number, view in enumerate(_views(path)):
+                    if view.exists():
+                        name = f"{path.relative_to(folder / 'models').parts[0]}_{path.stem}_{number}"
+                        yield Item(re.sub("[^A-Za-z0-9]+", "_", name), shown, view.read_bytes())
 
 
-def _catalogue(box: Path) -> list[tuple[Path, str]]:
+def _views(path: Path) -> list[Path]:
+    """Where the views of a model are drawn to."""
+    return [path.with_suffix(f".view{number}.png") for number in range(VIEWS)]
+
+
+def _draw_batch(paths: list[Path]) -> None:
+    """Draws models in another process, and after a crash or a standstill those behind the model it was at."""
+    left = paths
+    while left:
+        command = [sys.executable, str(Path(__file__).resolve()), *map(str, left)]
+        try:
+            subprocess.run(command, capture_output=True, timeout=PATIENCE * len(left), check=True)
+            return
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+            missing = [path for path in left if not _views(path)[-1].exists()]
+            left = left[left.index(missing[0]) + 1 :] if missing else []
+
+
+def _catalogue(box: Path) -> dict[Path, str]:
     """The models of an unpacked library with their English names; flat ones and those that others made under
     no open licence are left out."""
     text = (box / "PluginFurnitureCatalog.properties").read_text("latin-1")
@@ -57,25 +84,21 @@ def _catalogue(box: Path) -> list[tuple[Path, str]]:
         licence = entry.get("license") or (library[1] if library else "")
         if path.suffix == ".obj" and LICENSED.search(licence) and not FLAT.search(entry.get("name", "")):
             found[path] = entry["name"]
-    return sorted(found.items())
+    return dict(sorted(found.items()))
 
 
-def _draw(path: Path) -> list[bytes]:
-    """PNGs of `VIEWS` views of an OBJ model; the same model always looks the same."""
+def draw(path: Path) -> None:
+    """Draws the views of an OBJ model beside it; the same model always looks the same."""
     from PIL import Image
 
     chance = random.Random(path.stem)
     window, renderer = _scene(path, chance)
-    drawn = []
     start = chance.uniform(-30, 60)
-    for view in range(VIEWS):
-        azimuth = start + view * 360 / VIEWS + chance.uniform(-20, 20)
+    for number, view in enumerate(_views(path)):
+        azimuth = start + number * 360 / VIEWS + chance.uniform(-20, 20)
         _look(renderer, azimuth, chance.choice((5, 15, 25, 40, 60)) + chance.uniform(-5, 5))
         _light(renderer, chance)
-        out = io.BytesIO()
-        Image.fromarray(_pixels(window)).save(out, "PNG", compress_level=1)
-        drawn.append(out.getvalue())
-    return drawn
+        Image.fromarray(_pixels(window)).save(view, compress_level=1)
 
 
 def _scene(path: Path, chance: random.Random):
@@ -158,3 +181,8 @@ def _pixels(window) -> np.ndarray:
     return np.ascontiguousarray(
         vtk_to_numpy(image.GetPointData().GetScalars()).reshape(height, width, 4)[::-1]
     )
+
+
+if __name__ == "__main__":
+    for argument in sys.argv[1:]:
+        draw(Path(argument))

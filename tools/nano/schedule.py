@@ -24,14 +24,16 @@ class Phase:
     small: bool  # pictures of half the side: a quarter of the work
     clips: float  # share of the steps
     least: float  # share of the picture that an object must take to be prompted
+    plain: float  # share of the pictures that are plain ones
 
 
 FROM_SCRATCH = (
-    Phase(0.50, small=True, clips=0.0, least=0.012),
-    Phase(0.65, small=True, clips=0.3, least=0.006),
-    Phase(1.00, small=False, clips=0.3, least=LEAST),
+    Phase(0.15, small=True, clips=0.0, least=0.012, plain=1.0),
+    Phase(0.40, small=True, clips=0.0, least=0.012, plain=0.4),
+    Phase(0.60, small=True, clips=0.3, least=0.006, plain=0.2),
+    Phase(1.00, small=False, clips=0.3, least=LEAST, plain=0.1),
 )
-FURTHER = (Phase(1.00, small=False, clips=0.4, least=LEAST),)
+FURTHER = (Phase(1.00, small=False, clips=0.4, least=LEAST, plain=0.1),)
 
 
 def phase_at(progress: float, cycle: int) -> Phase:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import renders
-from readers import Item, Names, emoji_files, iconify_emoji, named_files
+from readers import Item, Names, emoji_files, first_frames, iconify_emoji, named_files
 
 EMOJI_NAMES = ("npm", "unicode-emoji-json", "0.9.0")  # MIT: the English names and groups of emoji
 
@@ -30,9 +30,7 @@ class Source:
     read: Callable[[Path, Names], Iterator[Item]]
 
 
-TUXPAINT_SKIP = (
-    r"^symbols/(alphabets|math|money/00|music|shapes)|^town/flags|roadsigns|flags?/|dreydl.*mirror"
-)
+TUXPAINT_SKIP = r"^symbols/(alphabets|math|money/00|music|shapes)|^town/flags|roadsigns|flags?/|mirror"
 CLIPART_SKIP = (
     r"^computer/(buttons|icons|diagrams|folders|network)|^buttons|^shapes|^signs_and_symbols|^special|^geography/[^/]*$"
     r"|^logos|games/cards|aiga|roadsigns|^unsorted|stickmen|pantyhose|flag|logo|border|frame|background"
@@ -40,14 +38,21 @@ CLIPART_SKIP = (
 PHOTOS = (".jpg", ".jpeg", ".png", ".webp")
 PNG = (".png",)
 SKY = "usr/share/games/endless-sky/images"
-PLASMA = (
+OF_GCOMPRIS = "by file: GPL-3+, CC-BY, CC-BY-SA, GFDL, public domain"
+GCOMPRIS = "usr/share/gcompris-qt/rcc"
+GCOMPRIS_PHOTOS = (
+    r"^(erase|details|explore_monuments|explore_world_animals|explore_farm_animals|explore_world_music"
+    r"|clickgame|categorization)/.*\.(webp|jpe?g)$"
+)
+PLASMA_PHOTOS = (
     r"^(BytheWater|ColdRipple|ColorfulCups|DarkestHour|EveningGlow|FallenLeaf|Grey|Kite|OneStandsOut|Path)/"
+    r"contents/images/2560x1600\."
 )
 SCRATCH_DRAWN = (
     r"party-room|room[123]|spotlight-stage|forest\.|woods-and-bench|brick-wall1|graffiti|driveway|school2"
 )
 LOMIRI_DRAWN = "analogpattern|umang|Fossa|Painting-Colors|warty"
-SKIMAGE_PHOTOS = r"^(astronaut|coffee|chelsea|rocket|grass|brick|gravel|moon|hubble_deep_field|coins)\."
+SKIMAGE_PHOTOS = r"^(astronaut|coffee|chelsea|rocket|grass|brick|gravel|hubble_deep_field|coins)\."
 
 SOURCES = (
     Source("fluent3d", "sprites", "npm", "@lobehub/fluent-emoji-3d", "1.1.0", "MIT", "Microsoft Fluent Emoji",
@@ -68,13 +73,23 @@ SOURCES = (
            "Lomiri wallpapers",
            named_files("usr/share/backgrounds", PHOTOS, LOMIRI_DRAWN)),
     Source("plasma", "photos", "debian", "plasma-workspace-wallpapers", "", "GPL-2+",
-           "KDE Visual Design Group", named_files("usr/share/wallpapers", PHOTOS, only=PLASMA + r"contents/images/2560x1600\.")),
+           "KDE Visual Design Group",
+           named_files("usr/share/wallpapers", PHOTOS, only=PLASMA_PHOTOS)),
     Source("lxqt", "photos", "debian", "lxqt-themes", "", "LGPL-2.1+", "LXQt themes",
            named_files("usr/share/lxqt/wallpapers", PHOTOS, only="after-the-rain|fog|Butterfly")),
-    Source("skimage", "photos", "pypi", "scikit-image", "0.17.2", "public domain, CC0", "scikit-image data",
+    Source("skimage", "photos", "pypi", "scikit-image", "0.17.2",
+           "public domain, CC0, no known restrictions", "scikit-image data",
            named_files("skimage/data", PHOTOS, only=SKIMAGE_PHOTOS)),
-    Source("sklearn", "photos", "pypi", "scikit-learn", "1.0.2", "CC-BY", "scikit-learn datasets",
+    Source("sklearn", "photos", "pypi", "scikit-learn", "1.0.2", "CC-BY-2.0", "scikit-learn datasets",
            named_files("sklearn/datasets/images", PHOTOS)),
+    Source("gcompris", "photos", "debian", "gcompris-qt-data", "", OF_GCOMPRIS, "GCompris",
+           named_files(GCOMPRIS, PHOTOS, only=GCOMPRIS_PHOTOS)),
+    Source("palapeli", "photos", "debian", "palapeli-data", "", "public domain, GFDL", "Palapeli puzzles",
+           named_files("usr/share/palapeli/collection", PHOTOS)),
+    Source("horizons", "sprites", "debian", "unknown-horizons", "", "CC-BY-SA-3.0", "Unknown Horizons",
+           first_frames("usr/share/unknown-horizons/content/gfx", r"^(buildings|units)/.*/idle/(45|225)$")),
+    Source("lang", "sprites", "debian", "gcompris-qt-data", "", OF_GCOMPRIS, "GCompris",
+           named_files(GCOMPRIS, PHOTOS, only=r"^lang/words|^leftright/(main|poing)")),
     Source("models3d", "sprites", "debian", "sweethome3d-furniture", "", "CC0, CC-BY-3.0",
            "Sweet Home 3D libraries: Blend Swap, Kator Legaz, Scopia, Reallusion", renders.read),
     Source("clipart", "sprites", "debian", "openclipart-svg", "", "public domain", "Open Clip Art Library",
@@ -88,9 +103,5 @@ SOURCES = (
     Source("fluentflat", "sprites", "npm", "@iconify-json/fluent-emoji-flat", "1.2.6", "MIT",
            "Microsoft Fluent Emoji", iconify_emoji),
     Source("twemoji", "sprites", "npm", "@iconify-json/twemoji", "1.2.5", "CC-BY-4.0", "Twemoji",
-           iconify_emoji),
-    Source("fxemoji", "sprites", "npm", "@iconify-json/fxemoji", "1.2.2", "Apache-2.0", "Firefox OS Emoji",
-           iconify_emoji),
-    Source("emojitwo", "sprites", "npm", "@iconify-json/emojione", "1.2.3", "CC-BY-4.0", "EmojiTwo",
            iconify_emoji),
 )  # fmt: skip

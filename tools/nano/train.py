@@ -31,12 +31,12 @@ from network import NANO, build, parameter_count, set_size
 from schedule import LEAST, learning_rate, phase_at, phase_size
 from steps import BOX, CLICK, MASK, ClipPlan, StillPlan, clip_ious, clip_losses, still_ious, still_losses
 
-PEAK_RATE = 8e-4
+PEAK_RATE = 1e-3
 WEIGHT_DECAY = 0.02
 GRADIENT_NORM = 1.0
 EMA_DECAY = 0.999
 PICTURES_PER_CLIP = 6  # of a batch: a clip costs about as much
-FIRST_PROMPTS, FIRST_SHARES = (CLICK, BOX, MASK), (0.55, 0.35, 0.1)
+FIRST_PROMPTS, FIRST_SHARES = (CLICK, BOX, MASK), (0.5, 0.3, 0.2)
 CORRECTION_SHARES = (0.2, 0.4, 0.25, 0.15)  # of 0, 1, 2, 3 corrections
 SAVE_EVERY, EVALUATE_EVERY = 180, 1200  # seconds
 LOG_EVERY = 20  # steps
@@ -50,6 +50,7 @@ class Order:
     step: int
     size: int
     least: float  # share of the picture of the smallest object that is prompted
+    plain: float  # share of plain pictures
     first: int  # number of the first scene, of all processes together
     count: int  # scenes for each process
     frames: int  # 0: pictures
@@ -163,6 +164,7 @@ class Trainer:
             step=state.step,
             size=phase_size(phase, self.options.size),
             least=phase.least,
+            plain=phase.plain,
             first=state.clips if frames else state.stills,
             count=count,
             frames=frames,
@@ -176,16 +178,17 @@ class Trainer:
             state.stills += count * self.world
         return order
 
-    def source(self, size: int, split: str = "train", least: float = LEAST) -> Source:
-        """Scenes of a size."""
-        return Source(self.options.data, split, size, self.options.seed, least)
+    def source(self, order: Order) -> Source:
+        """The scenes of an order."""
+        options = self.options
+        return Source(options.data, "train", order.size, options.seed, order.least, order.plain)
 
     def draw(self, order: Order) -> tuple[Any, ...]:
         """The call that draws this process's share of an order's scenes."""
         first = order.first + self.rank * order.count
         if order.frames:
-            return clip_batch, self.source(order.size, least=order.least), first, order.count, order.frames
-        return still_batch, self.source(order.size, least=order.least), first, order.count
+            return clip_batch, self.source(order), first, order.count, order.frames
+        return still_batch, self.source(order), first, order.count
 
     def train_step(self, order: Order, batch: StillBatch | ClipBatch, rate: float) -> Losses:
         """One step of the optimiser."""
@@ -232,7 +235,8 @@ class Trainer:
         self.model.load_state_dict(self.ema)
         self.model.eval()
         set_size(self.model, self.options.size)
-        source = self.source(self.options.size, "held")
+        options = self.options
+        source = Source(options.data, "held", options.size, options.seed, LEAST)
         sums = torch.zeros(8, dtype=torch.float64)
         for first in range(self.rank * 8, HELD_STILLS, 8 * self.world):
             batch = still_batch(source, first, 8)
@@ -350,7 +354,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of the checkpoint and the log")
     parser.add_argument("--minutes", type=float, default=100.0, help="of this cycle")
     parser.add_argument("--size", type=int, default=256, help="side of the pictures, in steps of 128 pixels")
-    parser.add_argument("--batch", type=int, default=8, help="pictures of a step, in each process")
+    parser.add_argument("--batch", type=int, default=4, help="pictures of a step, in each process")
     parser.add_argument("--rate", type=float, default=PEAK_RATE, help="peak of the learning rate")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--processes", type=int, default=1, help="that average their gradients (CPU)")
