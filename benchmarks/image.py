@@ -35,6 +35,7 @@ import rivals  # noqa: E402
 
 from masklet import testing  # noqa: E402
 
+VARIANTS = ["sam2.1_hiera_tiny", "sam2.1_hiera_base_plus", "sam_vit_b"]
 PROGRAMS = ("masklet", "pytorch", "onnxruntime", "openvino")
 PICTURE = (3, (720, 1280))  # seed, (H, W) pixels
 CLICKS_PER_ENCODING = 5
@@ -130,13 +131,15 @@ def compare(variant: str, options: argparse.Namespace, folder: Path) -> list[Wor
     checkpoint = folder / f"{variant}.pt"
     if not checkpoint.exists():
         code = (
-            f"import sys; sys.path[:0] = {sys.path[:3]!r}\nimport reference; from pathlib import Path\n"
+            f"import sys; sys.path[:0] = {sys.path[:3]!r}\nimport rivals; from pathlib import Path\n"
+            f"reference = rivals.reference_of({variant!r})\n"
             f"reference.save_pt(reference.build({variant!r}), Path({str(checkpoint)!r}))"
         )
         subprocess.run([sys.executable, "-c", code], check=True)
 
     workers = []
-    for name in options.programs:
+    of_sam = rivals.reference_of(variant).PACKAGE == "segment-anything"  # which has no other rivals here
+    for name in options.programs[:2] if of_sam else options.programs:
         command = [
             sys.executable,
             __file__,
@@ -241,13 +244,14 @@ def gemm_rate(threads: int, repeats: int = 9) -> float:
 
 def profile(variant: str, threads: int) -> tuple[float, str]:
     """FLOP of masklet's encoder, and a table of what its kernels spend, by operator."""
-    from masklet.families.sam2 import PRESETS
+    from masklet.families.table import FAMILIES
     from masklet.runtime import session as sessions
     from masklet.runtime.cache import load_stage
     from masklet.runtime.devices import find_device, session_options
 
-    config = PRESETS[variant]
+    config = next(family.presets[variant] for family in FAMILIES.values() if variant in family.presets)
     stage = load_stage(config, "encode_image", config.image_size, "fused")
+    taken = load_stage(config, "decode_masks", config.image_size, "fused").inputs
     weights = testing.lively_weights(stage.tensors)
     with tempfile.TemporaryDirectory() as folder:
 
@@ -260,7 +264,7 @@ def profile(variant: str, threads: int) -> tuple[float, str]:
         session = sessions.Session(stage, weights.__getitem__, find_device("cpu"), threads)
         image = np.zeros((1, 3, config.image_size, config.image_size), np.float32)
         for _ in range(3):
-            session.run({"image": image}, ["stride4", "stride8", "embedding"])
+            session.run({"image": image}, [name for name in stage.outputs if name in taken])
         events = json.loads(Path(session._session.end_profiling()).read_text())
     flop, spent = 0.0, {}
     for event in events:
@@ -365,7 +369,7 @@ def cpu_name() -> str:
 def main() -> None:
     """Measure and print; --write also replaces benchmarks/image.md."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--variants", nargs="+", default=["sam2.1_hiera_tiny", "sam2.1_hiera_base_plus"])
+    parser.add_argument("--variants", nargs="+", default=VARIANTS)
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)

@@ -1,10 +1,10 @@
 """The programs that masklet is measured against, behind one small protocol.
 
-In: a published SAM 2 / 2.1 checkpoint (.pt), its variant's name, a thread count. Out: `Rival` objects:
+In: a published checkpoint of SAM 2, 2.1 or SAM, its variant's name, a thread count. Out: `Rival` objects:
 prepare once, then encode a picture and click on it. Knows nothing about timing, memory or masklet: the caller
 interleaves the runs, and starts a process of its own for each rival whose peak memory it wants.
 
-    pytorch       Meta's SAM2ImagePredictor, eager
+    pytorch       Meta's SAM2ImagePredictor or SamPredictor, eager; for SAM the only rival
     onnxruntime   its ONNX export, on ONNX Runtime
     openvino      the same files, on OpenVINO
 
@@ -44,7 +44,7 @@ class Subject:
     """What every rival is given."""
 
     checkpoint: Path
-    variant: str  # a key of VARIANTS in tests/parity/reference.py, which names the reference's configuration
+    variant: str  # a key of VARIANTS in tests/parity/reference.py or reference_sam1.py
     folder: Path  # keeps exports
     threads: int = 2
     exporter: str = "torchscript"
@@ -84,7 +84,7 @@ def rivals(subject: Subject, names: tuple[str, ...] = ("pytorch", "onnxruntime",
 
 
 class PyTorch:
-    """Meta's SAM2ImagePredictor as its users run it on a CPU."""
+    """Meta's SAM2ImagePredictor or SamPredictor as its users run it on a CPU."""
 
     name = "pytorch"
 
@@ -92,16 +92,16 @@ class PyTorch:
         self.subject = subject
 
     def versions(self) -> dict[str, str]:
-        return _versions("torch", "sam2")
+        return _versions("torch", reference_of(self.subject.variant).PACKAGE)
 
     def prepare(self) -> None:
         import torch
 
         torch.set_num_threads(self.subject.threads)
-        self._predictor = _reference().predictor(_load_reference(self.subject))
+        self._predictor = reference_of(self.subject.variant).predictor(_load_reference(self.subject))
 
     def encode(self, image: np.ndarray) -> None:
-        self._predictor.set_image(image)
+        self._predictor.set_image(np.array(image))
 
     def click(self, point_xy: tuple[float, float]) -> Click:
         return Click(*self._predictor.predict(np.array([point_xy], np.float32), np.array([1], np.int32)))
@@ -326,18 +326,19 @@ def _export_files(subject: Subject) -> tuple[Path, Path]:
 # -------------------------------------------------------------------------------------------------- reference
 
 
-def _reference() -> Any:
-    """tests/parity/reference.py, which knows how the reference is imported and built."""
+def reference_of(variant: str) -> Any:
+    """tests/parity/reference.py, or SAM's, which know how the reference is imported and built."""
     for folder in (ROOT / "src", ROOT / "tests" / "parity"):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
     import reference
+    import reference_sam1
 
-    return reference
+    return reference_sam1 if variant in reference_sam1.VARIANTS else reference
 
 
 def _load_reference(subject: Subject) -> Any:
-    return _reference().load(subject.variant, subject.checkpoint, subject.image_size)
+    return reference_of(subject.variant).load(subject.variant, subject.checkpoint, subject.image_size)
 
 
 def _versions(*packages: str) -> dict[str, str]:

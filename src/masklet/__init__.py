@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from masklet.errors import MaskletError
     from masklet.io.video import open_video
+    from masklet.pipeline.automatic import AutomaticMaskGenerator
     from masklet.pipeline.image import ImagePredictor
     from masklet.pipeline.memory import ReferencePolicy
     from masklet.pipeline.model import Model, load
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AutomaticMaskGenerator",
     "ImagePredictor",
     "MaskletError",
     "Model",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AutomaticMaskGenerator": "masklet.pipeline.automatic",
     "ImagePredictor": "masklet.pipeline.image",
     "MaskletError": "masklet.errors",
     "Model": "masklet.pipeline.model",

@@ -8,8 +8,11 @@ projects pin to guard their own downloads: installers, container recipes, model 
 extension. Each number stood the same in at least two of them that don't copy each other; for SAM 2.0 base+
 one project has another hash than the rest. All were found for Meta's address. That the hub's `.pt` is the
 same file was found for SAM 2.1 in all sizes and SAM 2.0 large; for SAM 2.0 tiny, small and base+ it is taken
-for granted, and a download that is something else is refused. `parameters` were counted in the networks that
-Meta's `sam2` 1.1.0 builds.
+for granted, and a download that is something else is refused. SAM's stand likewise in at least four
+projects each; Meta has no repository with its `.pth` files, the one named here is by an author of
+transformers' SAM, and its ViT-B was found to be Meta's. EdgeTAM's stand in two projects, in one for Meta's
+address, in the other for the hub's. `parameters` were counted in the networks that Meta's `sam2` 1.1.0,
+`segment-anything` 1.0 and `edgetam-dimos` 1.0.1 build.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from dataclasses import dataclass
 
 from masklet.errors import ModelNotFoundError
 
-_PUBLISHER = "https://dl.fbaipublicfiles.com/segment_anything_2"
+_PUBLISHER = "https://dl.fbaipublicfiles.com"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +124,7 @@ def _sam2(
         repo_id=repo_id,
         filename=f"{name}.pt",
         revision=revision,
-        url=f"{_PUBLISHER}/{folder}/{name}.pt",
+        url=f"{_PUBLISHER}/segment_anything_2/{folder}/{name}.pt",
         size_bytes=size_bytes,
         parameters=parameters,
         licence="Apache-2.0",
@@ -138,8 +141,37 @@ def _sam2(
     )
 
 
-# The twins of 2.0 exist too; their sizes and hashes could not be established. `more` are the names of Meta's
-# configuration files. A family that is added later brings its own function beside `_sam2` and its rows here.
+def _sam1(
+    size: str, word: str, mark: str, *, size_bytes: int, sha256: str, parameters: int
+) -> PublishedModel:
+    """A row for SAM. `word` is its size in the names of transformers' files, `mark` the first digits of its
+    MD5, which Meta writes into the file's name."""
+    name = f"sam_vit_{size}"
+    file = f"{name}_{mark}"
+    return PublishedModel(
+        name=name,
+        family="sam1",
+        version="1",
+        preset=name,
+        aliases=(
+            *(file, f"{file}.pth", name.replace("_", "-"), f"vit_{size}", f"vit-{size}"),
+            *(f"facebook/sam-vit-{word}", f"sam-vit-{word}"),
+        ),
+        repo_id="ybelkada/segment-anything",
+        filename=f"checkpoints/{file}.pth",
+        revision="main",
+        url=f"{_PUBLISHER}/segment_anything/{file}.pth",
+        size_bytes=size_bytes,
+        parameters=parameters,
+        licence="Apache-2.0",
+        sha256=sha256,
+        twin=None,
+    )
+
+
+# The twins of 2.0 and of SAM exist too; their sizes and hashes could not be established. `more` are the names
+# of Meta's configuration files. A family that is added later brings its own function beside `_sam2` and its
+# rows here.
 _MODELS: tuple[PublishedModel, ...] = (
     _sam2(
         "2.1",
@@ -208,6 +240,46 @@ _MODELS: tuple[PublishedModel, ...] = (
         sha256="7442e4e9b732a508f80e141e7c2913437a3610ee0c77381a66658c3a445df87b",
         parameters=224_430_130,
         more=("hiera_l",),
+    ),
+    _sam1(
+        "b",
+        "base",
+        "01ec64",
+        size_bytes=375_042_383,
+        sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        parameters=93_735_472,
+    ),
+    _sam1(
+        "l",
+        "large",
+        "0b3195",
+        size_bytes=1_249_524_607,
+        sha256="3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+        parameters=312_342_832,
+    ),
+    _sam1(
+        "h",
+        "huge",
+        "4b8939",
+        size_bytes=2_564_550_879,
+        sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        parameters=641_090_608,
+    ),
+    PublishedModel(
+        name="edgetam",
+        family="edgetam",
+        version="1",
+        preset="edgetam",
+        aliases=("edgetam.pt", "facebook/EdgeTAM", "edge_tam", "edge-tam"),
+        repo_id="facebook/EdgeTAM",
+        filename="edgetam.pt",
+        revision="main",
+        url="https://github.com/facebookresearch/EdgeTAM/raw/main/checkpoints/edgetam.pt",
+        size_bytes=56_116_523,
+        parameters=13_895_794,
+        licence="Apache-2.0",
+        sha256="ed2d4850b8792c239689b043c47046ec239b6e808a3d9b6ae676c803fd8780df",
+        twin=None,
     ),
 )
 _BY_NAME = {word.lower(): model for model in _MODELS for word in (model.name, *model.aliases)}

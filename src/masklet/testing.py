@@ -29,6 +29,9 @@ import numpy as np
 from masklet.errors import InputError
 
 if TYPE_CHECKING:
+    from masklet.families.edgetam import EdgeTamConfig
+    from masklet.families.family import Config
+    from masklet.families.sam1 import Sam1Config
     from masklet.families.sam2 import Sam2Config
 
 __all__ = [
@@ -40,6 +43,8 @@ __all__ = [
     "synthetic_clip",
     "synthetic_scene",
     "tiny_config",
+    "tiny_edgetam_config",
+    "tiny_sam1_config",
     "weights_sha256",
     "write_stand_in",
 ]
@@ -61,22 +66,26 @@ _SINGLE_MASK_GAIN, _MULTIMASK_GAIN, _GAIN_CHANNELS = 1.25, 2.0, 32
 # mask less than rounding does. Sharper queries look at few tokens, sharper times tell pointers apart.
 _MEMORY_QUERY_GAIN, _POINTER_TIME_GAIN = 3.0, 4.0
 
+# RepViT has no norm behind its sums: with unit gains they grow a thousandfold through its blocks.
+_BRANCH_GAIN = 0.5
+
 _RANDOM_FOURIER = re.compile(r"(^|\.)positional_encoding_gaussian_matrix$")
 _TABLE = re.compile(
-    r"(^|\.)(pos_embed|pos_embed_window|maskmem_tpos_enc|no_mem_embed|no_mem_pos_enc|no_obj_ptr|no_obj_embed_spatial"
-    r"|(point_embeddings\.\d+|not_a_point_embed|no_mask_embed|iou_token|mask_tokens|obj_score_token)\.weight)$"
+    r"(^|\.)(pos_embed|pos_embed_window|rel_pos_[hw]|maskmem_tpos_enc|no_mem_embed|no_mem_pos_enc|no_obj_ptr|no_obj_embed_spatial"
+    r"|latents|latents_2d|(point_embeddings\.\d+|not_a_point_embed|no_mask_embed|iou_token|mask_tokens|obj_score_token)\.weight)$"
 )
 _TRANSPOSED_CONV = re.compile(r"(^|\.)output_upscaling\.[03]\.weight$")
 _MEMORY_QUERY = re.compile(r"(^|\.)cross_attn_image\.q_proj\.weight$")
 _POINTER_TIME = re.compile(r"(^|\.)obj_ptr_tpos_proj\.weight$")
 _HYPERNETWORK_OUT = re.compile(r"(^|\.)output_hypernetworks_mlps\.(\d+)\.layers\.2\.weight$")
+_BRANCH = re.compile(r"(^|\.)(token_mixer\.conv1?\.c|(channel_mixer|ffn)\.conv2\.c|se\.fc2)\.weight$")
 _OBJECT_SCORE_BIAS = re.compile(r"(^|\.)pred_obj_score_head\.(layers\.2\.)?bias$")
 
 
 def lively_weights(
     shapes: Mapping[str, tuple[int, ...]], seed: int = 0, *, object_score_bias: float | None = None
 ) -> dict[str, np.ndarray]:
-    """Seeded float32 weights for tensors of a SAM 2 checkpoint, by Meta's names.
+    """Seeded float32 weights for tensors of a SAM or SAM 2 checkpoint, by Meta's names.
 
     Each tensor depends on `seed`, its own name and its own shape only: neither order nor company matters, so
     a part of a model gets the same values as the whole. `object_score_bias` replaces the bias of the object
@@ -112,8 +121,10 @@ def _mean_and_std(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
         return 0.0, 0.3
     if name.endswith(".gamma"):  # layer scale
         return 0.5, 0.1
-    if name.endswith(".bias"):
+    if name.endswith((".bias", ".bn.running_mean")):
         return 0.0, 0.1
+    if name.endswith(".bn.running_var"):
+        return 1.0, 0.15
     if name.endswith(".weight") and len(shape) == 1:  # normalisation
         return 1.0, 0.15
     if name.endswith(".weight") and len(shape) >= 2:
@@ -132,6 +143,8 @@ def _gain(name: str, channels: int) -> float:
         return _MEMORY_QUERY_GAIN
     if _POINTER_TIME.search(name):
         return _POINTER_TIME_GAIN
+    if _BRANCH.search(name):
+        return _BRANCH_GAIN
     found = _HYPERNETWORK_OUT.search(name)
     if not found:
         return 1.0
@@ -427,23 +440,38 @@ def tiny_config(version: str = "2.1", image_size: int = 128) -> Sam2Config:
     return Sam2Config(version, trunk, 64, 16, 2048, 4, image_size)
 
 
-def stand_in_weights(config: Sam2Config, seed: int = 0, **fill: float | None) -> dict[str, np.ndarray]:
+def tiny_sam1_config(image_size: int = 128) -> Sam1Config:
+    """A SAM network small enough for tests: padded windows and global blocks, 0.4 M parameters."""
+    from masklet.families.sam1 import Sam1Config
+    from masklet.model.config import VitConfig
+
+    return Sam1Config(VitConfig(32, 4, 2, (1, 3), 3), 64, 256, image_size)
+
+
+def tiny_edgetam_config(image_size: int = 128) -> EdgeTamConfig:
+    """An EdgeTAM network small enough for tests: every kind of block, 16 + 16 latents, 0.3 M parameters."""
+    from masklet.families.edgetam import EdgeTamConfig
+    from masklet.model.config import RepVitConfig
+
+    trunk = RepVitConfig((8, 16, 24, 32), (1, 2, 3, 1))
+    return EdgeTamConfig(trunk, 64, 16, 256, 2, 2, 16, 16, image_size)
+
+
+def stand_in_weights(config: Config, seed: int = 0, **fill: float | None) -> dict[str, np.ndarray]:
     """Lively weights for every tensor that a configuration's stages read."""
-    from masklet.families.sam2 import IMAGE_STAGES, VIDEO_STAGES
+    from masklet.families.table import family_of
     from masklet.runtime.cache import load_stage
 
-    names = (*IMAGE_STAGES, *VIDEO_STAGES)
+    names = (*family_of(config).image_stages, *family_of(config).video_stages)
     stages = [load_stage(config, name, config.image_size, "fused") for name in names]
     shapes = {key: shape for stage in stages for key, shape in stage.tensors.items()}
     return lively_weights(shapes, seed, **fill)
 
 
-def write_stand_in(
-    path: str | os.PathLike[str], config: Sam2Config, seed: int = 0, **fill: float | None
-) -> None:
+def write_stand_in(path: str | os.PathLike[str], config: Config, seed: int = 0, **fill: float | None) -> None:
     """Write a checkpoint with lively weights that `masklet.load` reads: real in form, but its masks mean
     nothing."""
-    from masklet.families.sam2 import CONFIG_KEY
+    from masklet.families.family import CONFIG_KEY
     from masklet.io.safetensors import write_safetensors
 
     write_safetensors(path, stand_in_weights(config, seed, **fill), {CONFIG_KEY: config.to_json()})

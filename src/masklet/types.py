@@ -66,7 +66,8 @@ class Candidates:
     """All that one decoding gives for B prompts; candidate 0 is the single-mask token's.
 
     `logits` (B, M, H, W) at a quarter of the input's side, `iou` (B, M) predicted quality in [0, 1],
-    `object_score` (B, 1) logit, positive where the object is there, `tokens` (B, M, C). All float32.
+    `object_score` (B, 1) logit, positive where the object is there (infinite where the network has no score),
+    `tokens` (B, M, C). All float32.
     """
 
     logits: np.ndarray

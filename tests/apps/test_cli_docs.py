@@ -18,6 +18,7 @@ from masklet.apps.cli import app
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 VIDEO_PAGE = PAGE.with_name("video.md")
+AUTOMATIC_PAGE = PAGE.with_name("automatic.md")
 MARK = "<!-- The rest is made from the program: REWRITE_DOCS=1 pytest tests/apps/test_cli_docs.py -->\n"
 
 
@@ -96,10 +97,13 @@ def help_examples() -> list[str]:
 def test_there_are_examples() -> None:
     assert len(examples(PAGE)) >= 5
     assert len(examples(VIDEO_PAGE)) >= 5
+    assert len(examples(AUTOMATIC_PAGE)) >= 3
     assert len(help_examples()) >= 3
 
 
-@pytest.mark.parametrize("example", [*examples(PAGE), *examples(VIDEO_PAGE), *help_examples()])
+@pytest.mark.parametrize(
+    "example", [*examples(PAGE), *examples(VIDEO_PAGE), *examples(AUTOMATIC_PAGE), *help_examples()]
+)
 def test_examples_are_understood(example: str) -> None:
     """Parsed as typed, not run."""
     name, *arguments = shlex.split(example, comments=True)[1:]

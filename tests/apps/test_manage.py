@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from masklet import registry, testing
-from masklet.families.sam2 import CONFIG_KEY
+from masklet.families.family import CONFIG_KEY
 from masklet.io.safetensors import write_safetensors
 from masklet.registry import PublishedModel
 

@@ -13,6 +13,7 @@ import pytest
 
 from masklet.errors import TensorMismatchError, UnknownFormatError
 from masklet.families import sam2
+from masklet.families.family import CONFIG_KEY
 from masklet.families.keymaps import _TRANSFORMERS, Tensors, _rules, canonical
 from masklet.families.sam2 import Sam2Config
 from masklet.io.checkpoints import open_checkpoint
@@ -261,13 +262,13 @@ def test_an_image_model_has_no_memory() -> None:
     "shapes",
     [
         {entry.key: entry.shape for entry in video_entries(sam2.PRESETS["sam2_hiera_tiny"])},
-        # transformers' SAM, EdgeTAM and SAM 3, whose decoders have the names of SAM 2's
-        {"vision_encoder.layers.0.attn.qkv.weight": (6, 2), "mask_decoder.iou_token.weight": (1, 2)},
+        # MobileSAM; transformers' EdgeTAM and SAM 3, whose decoders have the names of SAM 2's
+        {"image_encoder.layers.0.blocks.0.conv1.c.weight": (6, 2), "mask_decoder.iou_token.weight": (1, 2)},
         {"vision_encoder.backbone.timm_model.stem.weight": (2,), "mask_decoder.iou_token.weight": (1, 2)},
         {"vision_encoder.backbone.layers.0.layer_norm1.weight": (2,), "no_memory_embedding": (1, 1, 2)},
         {},
     ],
-    ids=["meta", "sam", "edgetam", "sam3", "empty"],
+    ids=["meta", "mobile", "edgetam", "sam3", "empty"],
 )
 def test_other_layouts_pass_unchanged(shapes: dict[str, tuple[int, ...]]) -> None:
     tensors = canonical(opened(shapes))
@@ -297,7 +298,7 @@ def test_an_unknown_tensor_keeps_its_name(name: str) -> None:
     assert dict(shapes) == {**expected, name: (3, 5)}
     if not name.startswith("memory_"):
         with pytest.raises(TensorMismatchError, match=f"not known: {name}"):
-            sam2.check_tensors(expected, shapes, "model.safetensors")
+            sam2.FAMILY.check_tensors(expected, shapes, "model.safetensors")
 
 
 @pytest.mark.parametrize("shape", [(5, 256), (3, 256), (4,), (4, 16, 16), (10**12, 0), ()])
@@ -392,7 +393,7 @@ def transformers_arrays(config: Sam2Config) -> tuple[dict[str, np.ndarray], dict
 def test_a_file_of_transformers_loads(tmp_path: Path) -> None:
     config = tiny_config()
     weights, arrays = transformers_arrays(config)
-    write_safetensors(tmp_path / "model.safetensors", arrays, {sam2.CONFIG_KEY: config.to_json()})
+    write_safetensors(tmp_path / "model.safetensors", arrays, {CONFIG_KEY: config.to_json()})
     model = load(tmp_path / "model.safetensors")
     assert model.config == config
     for key, array in weights.items():
@@ -416,7 +417,7 @@ def test_loading_is_strict(tmp_path: Path) -> None:
     config = tiny_config()
     _, arrays = transformers_arrays(config)
     arrays["mask_decoder.hf_token.weight"] = arrays.pop("mask_decoder.iou_token.weight")
-    write_safetensors(tmp_path / "model.safetensors", arrays, {sam2.CONFIG_KEY: config.to_json()})
+    write_safetensors(tmp_path / "model.safetensors", arrays, {CONFIG_KEY: config.to_json()})
     with pytest.raises(
         TensorMismatchError, match=r"missing: sam_mask_decoder\.iou_token.*not known: mask_decoder\.hf_token"
     ):

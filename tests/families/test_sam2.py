@@ -11,6 +11,8 @@ import pytest
 import masklet
 from masklet.errors import TensorMismatchError, UnknownFormatError
 from masklet.families import sam2
+from masklet.families.family import CONFIG_KEY
+from masklet.families.table import from_metadata, preset_name
 from masklet.io.safetensors import write_safetensors
 from masklet.testing import stand_in_weights, tiny_config
 
@@ -36,7 +38,7 @@ def trunk_shapes(config: sam2.Sam2Config) -> dict[str, tuple[int, ...]]:
 def test_all_eight_are_recognised(name):
     config = sam2.recognise(trunk_shapes(sam2.PRESETS[name]))
     assert config == sam2.PRESETS[name]
-    assert sam2.preset_name(config) == name
+    assert preset_name(config) == name
 
 
 def test_another_trunk_is_described():
@@ -54,7 +56,7 @@ def test_a_strange_block_name_is_our_error():
 
 def test_metadata_round_trip():
     for config in (tiny_config(), *sam2.PRESETS.values()):
-        assert sam2.from_metadata(config.to_json()) == config
+        assert from_metadata(config.to_json()) == config
 
 
 @pytest.mark.parametrize(
@@ -69,10 +71,10 @@ def test_metadata_round_trip():
 def test_metadata_with_sizes_that_cannot_be(change):
     values = json.loads(tiny_config().to_json())
     with pytest.raises(UnknownFormatError, match=r"not a configuration that this version knows"):
-        sam2.from_metadata(json.dumps({**values, **change}))
+        from_metadata(json.dumps({**values, **change}))
     del values["memory_dim"]
     with pytest.raises(UnknownFormatError, match=r"missing \['memory_dim'\]"):
-        sam2.from_metadata(json.dumps(values))
+        from_metadata(json.dumps(values))
 
 
 def test_presets_differ_in_what_the_files_show():
@@ -96,7 +98,7 @@ def load(tmp_path):
         tensors = {name: array for name, array in weights(version).items() if keep(name)}
         tensors = {name: array for name, array in {**tensors, **changes}.items() if array is not None}
         config = tiny_config(version, image_size=64)
-        write_safetensors(tmp_path / "model.safetensors", tensors, {sam2.CONFIG_KEY: config.to_json()})
+        write_safetensors(tmp_path / "model.safetensors", tensors, {CONFIG_KEY: config.to_json()})
         return masklet.load(tmp_path / "model.safetensors", threads=1)
 
     return load
@@ -176,4 +178,4 @@ def test_long_lists_are_cut():
     with pytest.raises(
         TensorMismatchError, match=r"missing: memory_encoder\.01, .*memory_encoder\.08 and 11 more"
     ):
-        sam2.check_tensors(expected, {"memory_encoder.00": (1,)}, "file", video=True)
+        sam2.FAMILY.check_tensors(expected, {"memory_encoder.00": (1,)}, "file", video=True)

@@ -22,22 +22,22 @@ def test_nested_blocks_of_four_by_hand():
 
 
 def test_padded_windows_by_hand():
-    order = tokens.windows(3, 3, 2)
+    order = tokens.windows(3, 3, 2, in_cells=True)
     assert order.slots.tolist() == [0, 1, 3, 4, 2, -1, 5, -1, 6, 7, -1, -1, 8, -1, -1, -1]
 
 
 def test_even_windows_are_grouped_and_pool_to_half_windows():
-    order = tokens.windows(10, 10, 4)
+    order = tokens.windows(10, 10, 4, in_cells=True)
     assert order.grouped
     assert order.pooled() == tokens.TokenOrder((5, 5), order.pooled().slots)
     assert sorted(place for place in order.pooled().slots if place >= 0) == list(range(25))
     pooled = order.pooled().slots.reshape(-1, 4)
-    expected = tokens.windows(5, 5, 2).slots.reshape(-1, 4)
+    expected = tokens.windows(5, 5, 2, in_cells=True).slots.reshape(-1, 4)
     assert [set(window) for window in pooled] == [set(window) for window in expected]
 
 
 def test_gather_index_moves_tokens_and_marks_padding():
-    source, target = tokens.nested_blocks(8, 8, 8), tokens.windows(8, 8, 3)
+    source, target = tokens.nested_blocks(8, 8, 8), tokens.windows(8, 8, 3, in_cells=True)
     index = tokens.gather_index(source, target)
     values = np.append(source.slots, -1)  # the token of a place is the place; one padding row behind
     np.testing.assert_array_equal(values[index], target.slots)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
     from sam2.sam2_image_predictor import SAM2ImagePredictor
 
+PACKAGE = "sam2"
 REFERENCE_VERSIONS = {"sam2": "1.1.0", "torch": "2.13.0"}
 
 

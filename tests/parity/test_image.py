@@ -68,7 +68,7 @@ def check_prompt(pair: Pair, picture: str, case: prompt_cases.PromptCase) -> Non
 
 
 def test_the_file_is_recognised(pair):
-    from masklet.families.sam2 import preset_name
+    from masklet.families.table import preset_name
 
     assert preset_name(pair.model.config) == pair.expected.variant
 

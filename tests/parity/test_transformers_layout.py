@@ -174,7 +174,7 @@ def test_saved_model_reads_back(name: str, kind: str, twins: Any, tmp_path: Path
         for key, tensor in expected.items():
             np.testing.assert_array_equal(tensors.array(key), tensor.numpy(), key)
         if kind == "Sam2VideoModel":
-            assert sam2.preset_name(sam2.recognise(tensors.shapes)) == name
+            assert sam2.FAMILY.preset_name(sam2.recognise(tensors.shapes)) == name
 
 
 # ------------------------------------------------------------------------------------------------------ image

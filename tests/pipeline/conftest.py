@@ -1,4 +1,4 @@
-"""A small network and a short clip, shared by the tests of tracking."""
+"""Small networks and a short clip, shared by the tests of tracking and of automatic masks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 
 import masklet
 from masklet import testing
+from masklet.families.family import CONFIG_KEY
+from masklet.io.safetensors import write_safetensors
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +45,16 @@ def wavering_model(stand_in: Callable[..., Path]) -> masklet.Model:
 def clip() -> testing.Clip:
     """30 frames of 48 x 64 pixels with four moving shapes."""
     return testing.synthetic_clip(0, 30, (48, 64))
+
+
+@pytest.fixture(scope="session")
+def searching_model(tmp_path_factory: pytest.TempPathFactory) -> masklet.Model:
+    """A model whose masks depend on where the point is: with unit gains they are nearly the same for all."""
+    config = testing.tiny_config(image_size=128)
+    weights = testing.stand_in_weights(config, 5)
+    for name, array in weights.items():
+        if "mask_decoder.transformer" in name and name.endswith("q_proj.weight") and "self_attn" not in name:
+            weights[name] = 8 * array
+    path = tmp_path_factory.mktemp("searching") / "tiny.safetensors"
+    write_safetensors(path, weights, {CONFIG_KEY: config.to_json()})
+    return masklet.load(path, threads=1)

@@ -58,7 +58,7 @@ def test_files_and_manifest(model, tmp_path):
 
 
 def test_a_published_network_has_its_name_and_licence(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_module.sam2, "preset_name", lambda config: "sam2.1_hiera_tiny")
+    monkeypatch.setattr(export_module, "preset_name", lambda config: "sam2.1_hiera_tiny")
     manifest = json.loads(export(model, tmp_path / "out", stages=["encode_points"]).read_text())
     assert (manifest["model"], manifest["licence"]) == ("sam2.1_hiera_tiny", "Apache-2.0")
 

@@ -18,7 +18,8 @@ import pytest
 
 import masklet
 from masklet import testing
-from masklet.families.sam2 import CONFIG_KEY, Sam2Config
+from masklet.families.family import CONFIG_KEY
+from masklet.families.sam2 import Sam2Config
 from masklet.io.safetensors import write_safetensors
 from masklet.model.config import HieraConfig
 

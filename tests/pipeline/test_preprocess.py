@@ -6,7 +6,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from masklet.pipeline.preprocess import MEAN, STD, frame_input, image_input, low_res_of_mask, mask_input
+from masklet.pipeline.preprocess import (
+    MEAN,
+    STD,
+    frame_input,
+    image_input,
+    low_res_of_mask,
+    mask_input,
+    padded_input,
+    padded_size,
+)
 
 
 def triangle_weights(size_in: int, size_out: int) -> np.ndarray:
@@ -87,3 +96,30 @@ def test_logits_of_a_mask_are_softened_at_its_outline():
     assert (got.min(), got.max()) == (-10, 10)
     assert ((got > -10) & (got < 10)).any()
     assert (low_res_of_mask(np.zeros((1, 1, 64, 64), np.float32)) == -10).all()
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "expected"),
+    [
+        ((50, 80), (40, 64)),
+        ((200, 7), (64, 2)),
+        ((64, 64), (64, 64)),
+        ((20, 300), (4, 64)),
+        ((1, 300), (1, 64)),
+    ],
+)
+def test_sam_keeps_the_shape_and_pads_with_zeros(size_hw, expected):
+    from PIL import Image
+
+    image = np.random.default_rng(0).integers(0, 256, (*size_hw, 3)).astype(np.uint8)
+    height, width = padded_size(size_hw, 64)
+    assert (height, width) == expected
+    resized = np.array(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    got = padded_input(image, 64)
+    assert got.shape == (1, 3, 64, 64)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(
+        got[0, :, :height, :width], ((resized / 255 - MEAN) / STD).transpose(2, 0, 1), atol=1e-6
+    )
+    assert not got[0, :, height:].any()
+    assert not got[0, :, :, width:].any()

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from masklet.errors import InputError
-from masklet.pipeline.prompts import choose_masks, make_prompts, stability
+from masklet.pipeline.prompts import (
+    choose_by_token,
+    choose_masks,
+    make_padded_prompts,
+    make_prompts,
+    stability,
+)
 from masklet.types import Candidates
 
 SIZE = {"size_hw": (100, 200), "image_size": 1024}
@@ -107,3 +113,55 @@ def test_an_unstable_single_mask_gives_way_to_the_best_of_three():
 def test_stability_of_nothing_is_one():
     assert stability(np.full((1, 4, 4), -3, np.float32)).tolist() == [1.0]
     assert stability(np.array([[1.0, 0.0], [-1.0, -1.0]], np.float32)[None]).tolist() == [0.5]
+
+
+# ------------------------------------------------------------------------------------------------------- SAM
+
+
+def padded(points=None, labels=None, box=None, mask=None, **options):
+    return make_padded_prompts(points, labels, box, mask, **{**SIZE, **options})
+
+
+def test_sam_scales_by_the_longer_side():
+    made = padded([[50, 25]], [1])
+    np.testing.assert_allclose(made.coords, [[[256, 128], [0, 0]]])
+    assert made.labels.tolist() == [[1, -1]]
+
+
+def test_sam_rounds_the_shorter_side():
+    """Its scale is that of whole pixels: 1024 x 511.5 becomes 1024 x 512."""
+    made = padded([[2048, 1023]], [1], size_hw=(1023, 2048))
+    np.testing.assert_allclose(made.coords[0, 0], [1024, 512])
+
+
+def test_sam_has_the_box_behind_the_points_and_pads_only_without_one():
+    made = padded([[50, 25]], [0], box=[0, 0, 200, 100])
+    np.testing.assert_allclose(made.coords, [[[256, 128], [0, 0], [1024, 512]]])
+    assert made.labels.tolist() == [[0, 2, 3]]
+    assert padded(box=[0, 0, 200, 100]).labels.tolist() == [[2, 3]]
+
+
+def test_sam_takes_fractions_masks_and_several_objects():
+    np.testing.assert_allclose(padded([[0.5, 0.25]], [1], normalize_coords=False).coords[0, 0], [512, 128])
+    assert padded(mask=np.zeros((1, 256, 256))).coords.shape == (1, 0, 2)
+    assert padded(np.ones((3, 2, 2)), np.ones((3, 2))).labels.tolist() == [[1, 1, -1]] * 3
+    assert padded().coords.shape == (1, 0, 2)
+
+
+def test_sam_refuses_what_sam_2_refuses():
+    with pytest.raises(InputError, match="outside the picture"):
+        padded([[201, 5]], [1])
+    with pytest.raises(InputError, match="as many of each"):
+        padded(np.ones((2, 1, 2)), np.ones((2, 1)), box=np.array([[0, 0, 9, 9]] * 3))
+
+
+def test_sam_keeps_an_unstable_single_mask():
+    logits = np.zeros((1, 4, 8, 8), np.float32)
+    logits[0, 0] += np.linspace(-0.04, 0.04, 64).reshape(8, 8)  # unstable
+    iou = np.array([[0.1, 0.2, 0.9, 0.3]], np.float32)
+    candidates = Candidates(logits, iou, np.ones((1, 1), np.float32), np.zeros((1, 4, 8), np.float32))
+    chosen, scores = choose_by_token(candidates, False)
+    np.testing.assert_array_equal(chosen, logits[:, :1])
+    assert scores.tolist() == iou[:, :1].tolist()
+    assert choose_masks(candidates, False)[1].tolist() == iou[:, 2:3].tolist()
+    assert choose_by_token(candidates, True)[0].shape == (1, 3, 8, 8)

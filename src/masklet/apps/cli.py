@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from masklet import __version__
-from masklet.apps import bench, export, inspect, manage, segment, terminal, track
+from masklet.apps import auto, bench, export, inspect, manage, segment, terminal, track
 from masklet.errors import MaskletError
 
 DEBUG = "MASKLET_DEBUG"
@@ -84,6 +84,7 @@ def masklet(
 
 
 app.command()(segment.segment)
+app.command(epilog=auto.EXAMPLES)(auto.auto)
 app.command(epilog=track.EXAMPLES)(track.track)
 app.command(rich_help_panel=MODELS)(manage.models)
 app.command(rich_help_panel=MODELS)(manage.pull)

@@ -197,13 +197,13 @@ def _with_model(report: FileReport, checkpoint: Checkpoint) -> tuple[FileReport,
         model = load(checkpoint.path)
     except MaskletError as error:
         return replace(report, problem=str(error)), error
-    trunk = model.config.trunk
+    config = model.config
     report = replace(
         report,
         model=options.model_name(model),
-        family=model.config.family,
-        version=model.config.version,
-        network=Network(trunk.embed_dim, trunk.stages, model.config.d_model),
+        family=config.family,
+        version=config.version,
+        network=Network(config.width, config.blocks, config.d_model),
         image_size=model.image_size,
         layout=canonical(checkpoint).layout,
         abilities=ABILITIES,

@@ -253,6 +253,4 @@ def download(model: PublishedModel) -> Path:
 
 def model_name(model: Model) -> str:
     """What a person calls a model: its published name, or "custom"."""
-    from masklet.families.sam2 import preset_name
-
-    return preset_name(model.config) or "custom"
+    return model.family.preset_name(model.config) or "custom"

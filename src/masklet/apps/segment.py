@@ -177,10 +177,13 @@ def _predict(
     """As many results as there are files, best first."""
     from masklet import ImagePredictor
     from masklet.io.masks import mask_to_bbox_xywh, read_mask_input
+    from masklet.pipeline.conventions import conventions_of
 
     mask_input = None
     if prompt.mask_input is not None:
-        mask_input = read_mask_input(prompt.mask_input, model.image_size // 4)
+        side = model.image_size // 4
+        covered_hw = conventions_of(model.config).covered(pixels.shape[:2], side)
+        mask_input = read_mask_input(prompt.mask_input, side, covered_hw)
     predictor = ImagePredictor(model)
     with terminal.status("Encoding the picture"):
         predictor.set_image(pixels)

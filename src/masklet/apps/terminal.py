@@ -185,6 +185,25 @@ def frame_bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
         yield advance
 
 
+@contextlib.contextmanager
+def search_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for a search; the block's value is called with the steps done and in all."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_console(), transient=True) as progress:
+        task = progress.add_task(label, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
 def _console() -> Console:
     """Stderr as a terminal; rich is imported for one only, which saves a script a tenth of a second."""
     from rich.console import Console

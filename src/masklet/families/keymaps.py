@@ -1,4 +1,5 @@
-"""Checkpoints of other layouts, seen through Meta's SAM 2 keys, which all of masklet uses.
+"""Checkpoints of other layouts, seen through Meta's SAM 2 keys, which all of masklet uses; SAM's network has
+the same keys where it has the same parts.
 
 In: an open checkpoint. Out: `Tensors`: names and shapes in canonical keys, and their values, which stay in
 the file until they are asked for. The layout is told by the tensors' names. Knows nothing about sizes,
@@ -125,6 +126,55 @@ _TRANSFORMERS: _Table = {
 }
 
 
+# Meta's SAM and SAM 2 have one decoder under two names. In these maps, ** is any rest of a name.
+_SAM: _Table = {
+    ("image_encoder.", "image_encoder."): {
+        "blocks.#.mlp.lin1.*": "blocks.{}.mlp.layers.0.{}",
+        "blocks.#.mlp.lin2.*": "blocks.{}.mlp.layers.1.{}",
+    },
+    ("mask_decoder.", "sam_mask_decoder."): {
+        "transformer.layers.#.mlp.lin1.*": "transformer.layers.{}.mlp.layers.0.{}",
+        "transformer.layers.#.mlp.lin2.*": "transformer.layers.{}.mlp.layers.1.{}",
+        "**": "{}",
+    },
+    ("prompt_encoder.", "sam_prompt_encoder."): {"**": "{}"},
+}
+
+# Hugging Face transformers' `SamModel` (facebook/sam-vit-*). What it has like SAM 2 is taken from there.
+_TRANSFORMERS_SAM: _Table = {
+    ("vision_encoder.", "image_encoder."): {
+        "pos_embed": "pos_embed",
+        "patch_embed.projection.*": "patch_embed.proj.{}",
+        "layers.#.layer_norm#.*": "blocks.{}.norm{}.{}",
+        "layers.#.attn.(qkv|proj).*": "blocks.{}.attn.{}.{}",
+        "layers.#.attn.(rel_pos_h|rel_pos_w)": "blocks.{}.attn.{}",
+        "layers.#.mlp.lin1.*": "blocks.{}.mlp.layers.0.{}",
+        "layers.#.mlp.lin2.*": "blocks.{}.mlp.layers.1.{}",
+        "neck.conv1.weight": "neck.0.weight",
+        "neck.layer_norm1.*": "neck.1.{}",
+        "neck.conv2.weight": "neck.2.weight",
+        "neck.layer_norm2.*": "neck.3.{}",
+    },
+    ("prompt_encoder.", "sam_prompt_encoder."): {
+        "point_embed.#.weight": "point_embeddings.{}.weight",
+    },
+    ("mask_decoder.transformer.", "sam_mask_decoder.transformer."): {
+        "layers.#.(self_attn|cross_attn_token_to_image).out_proj.*": "layers.{}.{}.out_proj.{}",
+        "layers.#.cross_attn_image_to_token.out_proj.*": "layers.{}.cross_attn_image_to_token.out_proj.{}",
+        "layers.#.mlp.lin1.*": "layers.{}.mlp.layers.0.{}",
+        "layers.#.mlp.lin2.*": "layers.{}.mlp.layers.1.{}",
+        "final_attn_token_to_image.out_proj.*": "final_attn_token_to_image.out_proj.{}",
+    },
+}
+# What a layout's files have in their names, whose it is, and its maps, of which the first that fits counts.
+# Hiera's blocks tell SAM 2 from transformers' EdgeTAM and SAM 3, whose decoders have the same names.
+_LAYOUTS: tuple[tuple[str, str, tuple[_Table, ...]], ...] = (
+    ("vision_encoder.backbone.blocks.", TRANSFORMERS, (_TRANSFORMERS,)),
+    ("vision_encoder.layers.", TRANSFORMERS, (_TRANSFORMERS_SAM, _TRANSFORMERS)),
+    ("image_encoder.blocks.", META, (_SAM,)),
+)
+
+
 class _Source(NamedTuple):
     """Where a canonical tensor lies in the file: a tensor, or one row of it."""
 
@@ -166,13 +216,19 @@ class Tensors:
 
 
 def canonical(checkpoint: Checkpoint) -> Tensors:
-    """A checkpoint's tensors under Meta's SAM 2 keys, whichever known layout it has.
+    """A checkpoint's tensors under canonical keys, whichever known layout it has.
 
     Raises `TensorMismatchError` where two tensors of the file stand for one key and differ.
     """
-    # Hiera's blocks tell SAM 2 from transformers' EdgeTAM and SAM 3, whose decoders have the same names.
-    transformers = any(name.startswith("vision_encoder.backbone.blocks.") for name in checkpoint.tensors)
-    rules = _rules(_TRANSFORMERS) if transformers else []
+    layout, tables = next(
+        (
+            (layout, tables)
+            for sign, layout, tables in _LAYOUTS
+            if any(name.startswith(sign) for name in checkpoint.tensors)
+        ),
+        (META, ()),
+    )
+    rules = [rule for table in tables for rule in _rules(table)]
     shapes: dict[str, tuple[int, ...]] = {}
     sources: dict[str, _Source] = {}
     for name, info in checkpoint.tensors.items():
@@ -180,7 +236,6 @@ def canonical(checkpoint: Checkpoint) -> Tensors:
             if key in sources:
                 _check_equal(checkpoint, key, sources[key], source)
             shapes[key], sources[key] = shape, source
-    layout = TRANSFORMERS if transformers else META
     return Tensors(MappingProxyType(shapes), layout, checkpoint, MappingProxyType(sources))
 
 
@@ -194,7 +249,9 @@ def _rules(table: _Table) -> list[_Rule]:
 
 
 def _pattern(theirs: str) -> re.Pattern[str]:
-    return re.compile(theirs.replace(".", r"\.").replace("#", "([0-9]{1,3})").replace("*", "(weight|bias)"))
+    for sign, pattern in ((".", r"\."), ("#", "([0-9]{1,3})"), ("**", "(.+)"), ("*", "(weight|bias)")):
+        theirs = theirs.replace(sign, pattern)
+    return re.compile(theirs)
 
 
 def _translate(

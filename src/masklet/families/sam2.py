@@ -7,18 +7,18 @@ Light: the modules that write graphs are in `sam2_stages`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
-from masklet.errors import TensorMismatchError, UnknownFormatError
+from masklet.errors import UnknownFormatError
+from masklet.families.family import CONFIG_KEY, Family, Shapes, filled
 from masklet.model.config import HieraConfig
+from masklet.model.tokens import MemoryPlaces, TokenOrder, stage_orders
 
-FAMILY = "sam2"
-CONFIG_KEY = "masklet.config"  # of the metadata in files that masklet writes
+NAME = "sam2"
 SIZE_MULTIPLE = 32  # pixels: the trunk's coarsest stride
-EMBEDDING_STRIDE = 16  # pixels per token of the image embedding
 IMAGE_STAGES = ("encode_image", "encode_points", "encode_mask", "decode_masks")
 VIDEO_STAGES = ("begin_frame", "attend_memory", "encode_memory", "point_to_object", "shrink_mask")
 
@@ -54,11 +54,32 @@ class Sam2Config:
 
     @property
     def family(self) -> str:
-        return FAMILY
+        return NAME
+
+    @property
+    def width(self) -> int:
+        return self.trunk.embed_dim
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        return self.trunk.stages
+
+    def orders(self, image_size: int, nested: bool) -> tuple[TokenOrder, ...]:
+        """The token orders of the trunk's stages."""
+        return stage_orders(self.trunk, image_size, nested)[0]
+
+    def block(self, image_size: int, nested: bool) -> int:
+        """The block of the third stage's nested order; 0 is raster order."""
+        block = stage_orders(self.trunk, image_size, nested)[1]
+        return block // 4 if block > 4 else 0
+
+    def memory_places(self, image_size: int) -> MemoryPlaces:
+        """Those of the embedding."""
+        return MemoryPlaces(self.orders(image_size, nested=False)[2].grid_hw)
 
     def to_json(self) -> str:
-        """The configuration as the metadata text that `from_metadata` reads."""
-        return json.dumps({"family": FAMILY, **asdict(self)}, sort_keys=True)
+        """The configuration as the metadata text that `table.from_metadata` reads."""
+        return json.dumps({"family": NAME, **asdict(self)}, sort_keys=True)
 
 
 def _trunk(dim: int, heads: int, stages: tuple, blocks: tuple, windows: tuple, table: int) -> HieraConfig:
@@ -78,19 +99,14 @@ PRESETS = {
 }
 
 
-def preset_name(config: Sam2Config) -> str | None:
-    """The published name of a configuration, None for one of our own."""
-    return next((name for name, preset in PRESETS.items() if preset == config), None)
-
-
-def matches(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def matches(shapes: Shapes) -> bool:
     """True when the tensors look like SAM 2's in Meta's own keys."""
     return "image_encoder.trunk.patch_embed.proj.weight" in shapes and any(
         name.startswith("sam_mask_decoder.") for name in shapes
     )
 
 
-def recognise(shapes: Mapping[str, tuple[int, ...]]) -> Sam2Config:
+def recognise(shapes: Shapes) -> Sam2Config:
     """The published configuration that tensor names and shapes belong to.
 
     Raises UnknownFormatError when the trunk is none of the published ones.
@@ -114,30 +130,11 @@ def recognise(shapes: Mapping[str, tuple[int, ...]]) -> Sam2Config:
     )
 
 
-def from_metadata(text: str) -> Sam2Config:
-    """Parse what `Sam2Config.to_json` wrote; every field must be there and nothing else."""
-    try:
-        values: dict[str, Any] = json.loads(text)
-        family = values.pop("family")
-        trunk = values.pop("trunk")
-        if family != FAMILY or not isinstance(trunk, dict):
-            raise ValueError(f"family {family!r}")
-        _check_fields(Sam2Config, {**values, "trunk": trunk})
-        _check_fields(HieraConfig, trunk)
-        lists: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in trunk.items()}
-        config = Sam2Config(trunk=HieraConfig(**lists), **values)
-        _check_numbers(config)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnknownFormatError(
-            f"The file's metadata {CONFIG_KEY!r} is not a configuration that this version knows: {error}"
-        ) from error
+def parse(values: dict[str, Any]) -> Sam2Config:
+    """The configuration of metadata. Raises ValueError, KeyError or TypeError."""
+    config = filled(Sam2Config, {**values, "trunk": filled(HieraConfig, values["trunk"])})
+    _check_numbers(config)
     return config
-
-
-def _check_fields(kind: type, values: dict) -> None:
-    expected, got = {field.name for field in fields(kind)}, set(values)
-    if expected != got:
-        raise ValueError(f"missing {sorted(expected - got)}, unknown {sorted(got - expected)}")
 
 
 def _check_numbers(config: Sam2Config) -> None:
@@ -163,38 +160,23 @@ def _check_numbers(config: Sam2Config) -> None:
         raise ValueError("d_model must be a multiple of 8 and of memory_dim, memory_dim one of 4")
 
 
-def check_tensors(
-    expected: Mapping[str, tuple[int, ...]],
-    found: Mapping[str, tuple[int, ...]],
-    path: object,
-    *,
-    video: bool = False,
-) -> None:
-    """Strict both ways: all expected tensors in their shapes, and no others but `UNUSED_TENSORS`.
+def _network() -> ModuleType:
+    from masklet.families import sam2_stages
 
-    Pictures and video are checked apart: with `video` only tensors of `VIDEO_TENSORS` count, else only the
-    others.
-    """
-    found = {name: shape for name, shape in found.items() if name.startswith(VIDEO_TENSORS) == video}
-    if video and not found:
-        raise TensorMismatchError(
-            f"{path} holds the image part of a SAM 2 model only; tracking needs the memory tensors as well. "
-            "Use the published file, or fine-tune from it and save the whole model."
-        )
-    missing = sorted(expected.keys() - found.keys())
-    extra = sorted(found.keys() - expected.keys() - UNUSED_TENSORS.keys())
-    shaped = [
-        f"{name} {found[name]} instead of {shape}"
-        for name, shape in expected.items()
-        if name in found and found[name] != shape
-    ]
-    problems = [
-        f"{what}: {', '.join(names[:8])}{f' and {len(names) - 8} more' if len(names) > 8 else ''}"
-        for what, names in (("missing", missing), ("not known", extra), ("of another shape", shaped))
-        if names
-    ]
-    if problems:
-        raise TensorMismatchError(
-            f"{path}: the tensors do not fit the recognised model. {'; '.join(problems)}. "
-            "Use the file as published, or a fine-tuned one with the same network."
-        )
+    return sam2_stages
+
+
+FAMILY = Family(
+    name=NAME,
+    title="SAM 2",
+    presets=PRESETS,
+    image_stages=IMAGE_STAGES,
+    video_stages=VIDEO_STAGES,
+    video_tensors=VIDEO_TENSORS,
+    unused_tensors=UNUSED_TENSORS,
+    size_multiple=SIZE_MULTIPLE,
+    matches=matches,
+    recognise=recognise,
+    parse=parse,
+    network=_network,
+)

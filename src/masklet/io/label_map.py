@@ -50,11 +50,13 @@ def label_map(masks: Iterable[tuple[int, float, np.ndarray]], size_hw: tuple[int
 
 
 def write_label_map(path: str | os.PathLike[str], labels: np.ndarray) -> None:
-    """Write (H, W) uint8 ids as a PNG with DAVIS' palette, all or nothing. Raises `OutputError`."""
+    """Write (H, W) ids as a PNG, all or nothing: uint8 with DAVIS' palette, uint16 as 16-bit grey. Raises
+    `OutputError`."""
     from PIL import Image
 
     image = Image.fromarray(np.ascontiguousarray(labels))
-    image.putpalette(davis_palette())
+    if labels.dtype == np.uint8:
+        image.putpalette(davis_palette())
     encoded = io.BytesIO()
     image.save(encoded, "PNG")
     with open_atomic(path) as file:

@@ -95,20 +95,26 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     return array > 0
 
 
-def read_mask_input(path: str | os.PathLike[str], size: int) -> np.ndarray:
+def read_mask_input(
+    path: str | os.PathLike[str], size: int, covered_hw: tuple[int, int] | None = None
+) -> np.ndarray:
     """A mask file as a mask prompt, (1, size, size) float32 logits.
 
     Stored logits are those of an earlier prediction and must be size x size. A mask (`read_mask` says what
-    is one) may have any size: it is stretched to the square, as pictures are, antialiased, and becomes +10
-    inside and -10 outside, between them along the edge. Raises `InputError`.
+    is one) may have any size: it is stretched to `covered_hw`, what the picture covers of the square (None:
+    all of it), antialiased, and becomes +10 inside and -10 outside, between them along the edge. Raises
+    `InputError`.
     """
     name = repr(os.fsdecode(path))
     mask = read_mask(path)
     if mask.dtype == np.bool_:
         from PIL import Image
 
-        coverage = Image.fromarray(mask.astype(np.float32)).resize((size, size), Image.Resampling.BILINEAR)
-        return (np.array(coverage) * (2 * MASK_PROMPT_LOGIT) - MASK_PROMPT_LOGIT)[None]
+        height, width = covered_hw or (size, size)
+        plane = Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+        coverage = np.zeros((1, size, size), np.float32)
+        coverage[0, :height, :width] = np.asarray(plane)
+        return coverage * (2 * MASK_PROMPT_LOGIT) - MASK_PROMPT_LOGIT
     if mask.shape != (size, size):
         raise InputError(
             f"{name} holds logits of {mask.shape[0]} x {mask.shape[1]}; this model takes {size} x {size}, "

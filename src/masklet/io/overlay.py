@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import colorsys
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +84,7 @@ def draw_overlay(
         return colours[index] if colours and index < len(colours) else palette_colour(index)
 
     canvas = Image.fromarray(image)
-    line = max(1.5, math.sqrt(size_hw[0] * size_hw[1]) / _LINES_PER_SIDE)
+    line = _line_width(size_hw)
     largest_first = sorted(range(len(planes)), key=lambda index: -np.count_nonzero(planes[index]))
     for index in largest_first:
         _draw_mask(canvas, planes[index], colour(index), line, alpha)
@@ -95,6 +95,22 @@ def draw_overlay(
     for point, sign in zip(xy, signs, strict=True):
         if sign in (0, 1):
             _draw_point(canvas, point, bool(sign), line)
+    return np.array(canvas)
+
+
+def draw_parts(
+    image: np.ndarray, parts: Iterable[tuple[tuple[int, int], np.ndarray]], *, alpha: float = 0.5
+) -> np.ndarray:
+    """`draw_overlay` for many masks, each given as the (x, y) where it begins and its pixels (h, w) bool.
+
+    They are drawn in the order given, so the largest should come first; one at a time is in memory.
+    """
+    from PIL import Image
+
+    canvas = Image.fromarray(image)
+    line = _line_width((image.shape[0], image.shape[1]))
+    for index, (corner_xy, pixels) in enumerate(parts):
+        _draw_mask(canvas, pixels, palette_colour(index), line, alpha, corner_xy)
     return np.array(canvas)
 
 
@@ -110,8 +126,20 @@ def palette_colour(index: int) -> Colour:
 # ---------------------------------------------------------------------------------------------------- drawing
 
 
-def _draw_mask(canvas: Image.Image, mask: np.ndarray, colour: Colour, line: float, alpha: float) -> None:
-    """Fill the mask as it is, and draw a smooth outline over its stairs.
+def _line_width(size_hw: tuple[int, int]) -> float:
+    return max(1.5, math.sqrt(size_hw[0] * size_hw[1]) / _LINES_PER_SIDE)
+
+
+def _draw_mask(
+    canvas: Image.Image,
+    mask: np.ndarray,
+    colour: Colour,
+    line: float,
+    alpha: float,
+    corner_xy: tuple[int, int] = (0, 0),
+) -> None:
+    """Fill the mask as it is, and draw a smooth outline over its stairs. `corner_xy` is where in the picture
+    the mask begins, which is empty around it.
 
     Across an edge, a mask blurred with width sigma rises as the normal distribution does, so its inverse
     turns each grey value into a distance from the edge. Tables from grey values to opacity then draw lines of
@@ -125,9 +153,13 @@ def _draw_mask(canvas: Image.Image, mask: np.ndarray, colour: Colour, line: floa
     outline, halo = 1.3 * line, 0.6 * line
     sigma = (outline / 2 + halo + 0.5) / 2.2  # beyond 2.2 sigma, 8-bit grey no longer tells distances apart
     margin = math.ceil(3 * sigma)
-    top, left = max(0, rows[0] - margin), max(0, columns[0] - margin)
-    crop = mask[top : rows[-1] + margin + 1, left : columns[-1] + margin + 1]
-    at = (int(left), int(top))
+    top, left = corner_xy[1] + int(rows[0]), corner_xy[0] + int(columns[0])
+    tight = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    above, before = min(margin, top), min(margin, left)
+    below = min(margin, canvas.height - top - tight.shape[0])
+    behind = min(margin, canvas.width - left - tight.shape[1])
+    crop = np.pad(tight, ((above, below), (before, behind)))
+    at = (left - before, top - above)
     canvas.paste(colour, at, Image.fromarray(crop.astype(np.uint8) * round(255 * alpha)))
 
     blurred = Image.fromarray(crop.astype(np.uint8) * 255).filter(ImageFilter.GaussianBlur(sigma))

@@ -7,6 +7,8 @@ Knows nothing about windows, positions or where the tokens come from.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
@@ -14,20 +16,68 @@ from onnxscript import nn
 from masklet.model.layers import Linear, Ops, Weights, scope, static_shape
 
 ROWS_AT_ONCE = 256  # their scores take 29 MB at full memory; twice as many are not faster
+QUERIES_AT_ONCE = 512  # with relative positions: 100 MB of scores for ViT-B at 1024; fewer are slower
 
 
-def attend(op: Ops, q: ir.Value, k: ir.Value, v: ir.Value, heads: int, head_dim: int) -> ir.Value:
-    """softmax(q k' / sqrt(head_dim)) v per head."""
+@dataclass(frozen=True)
+class SquareShape:
+    """`side` x `side` tokens, and how their channels are divided."""
+
+    side: int
+    heads: int
+    head_dim: int
+
+
+def attend(
+    op: Ops,
+    q: ir.Value,
+    k: ir.Value,
+    v: ir.Value,
+    heads: int,
+    head_dim: int,
+    added: ir.Value | None = None,
+) -> ir.Value:
+    """softmax(q k' / sqrt(head_dim)) v per head; `added` (B, heads, Tq, Tk) joins the scaled scores."""
     if op.fused:
-        return op.contrib("MultiHeadAttention", q, k, v, num_heads=heads)
+        return op.contrib("MultiHeadAttention", q, k, v, None, None, added, num_heads=heads)
 
     def split(x: ir.Value, perm: tuple[int, ...]) -> ir.Value:
         return op.Transpose(op.reshape(x, (0, 0, heads, -1)), perm=perm)
 
     q = op.Mul(q, op.constant(float(head_dim) ** -0.5))
     scores = op.MatMul(split(q, (0, 2, 1, 3)), split(k, (0, 2, 3, 1)))  # B heads Tq Tk
+    scores = scores if added is None else op.Add(scores, added)
     mixed = op.MatMul(op.Softmax(scores, axis=-1), split(v, (0, 2, 1, 3)))
     return op.reshape(op.Transpose(mixed, perm=(0, 2, 1, 3)), (0, 0, -1))
+
+
+def attend_in_squares(
+    op: Ops, q: ir.Value, k: ir.Value, v: ir.Value, rows: ir.Value, columns: ir.Value, shape: SquareShape
+) -> ir.Value:
+    """`attend` within squares of tokens (B, side * side, C), each row by row, with relative positions.
+
+    `rows` and `columns` (B, heads, side * side, side) are what a query adds to its score with a key, by the
+    key's row and by its column. Only some queries at a time have these terms added up for all keys: written
+    out as a whole they would take 805 MB for ViT-B (benchmarks/LOG.md has the other exact forms).
+    """
+    heads, side, count = shape.heads, shape.side, shape.side**2
+    mixed = []
+    for start in range(0, count, QUERIES_AT_ONCE):
+        part = start, min(start + QUERIES_AT_ONCE, count)
+        by_row = op.Unsqueeze(_some(op, rows, 2, part, count), op.constant(np.array([4])))
+        by_column = op.Unsqueeze(_some(op, columns, 2, part, count), op.constant(np.array([3])))
+        added = op.reshape(op.Add(by_row, by_column), (0, 0, 0, side * side))
+        queries = _some(op, q, 1, part, count)
+        mixed.append(attend(op, queries, k, v, heads, shape.head_dim, added))
+    return mixed[0] if len(mixed) == 1 else op.Concat(*mixed, axis=1)
+
+
+def _some(op: Ops, x: ir.Value, axis: int, part: tuple[int, int], count: int) -> ir.Value:
+    """The entries [start, stop) of `count` along an axis."""
+    if part == (0, count):
+        return x
+    bounds = (op.constant(np.array([bound])) for bound in part)
+    return op.Slice(x, *bounds, op.constant(np.array([axis])))
 
 
 def attend_by_rows(op: Ops, q: ir.Value, k: ir.Value, v: ir.Value, head_dim: int, count: int) -> ir.Value:
@@ -45,6 +95,19 @@ def attend_by_rows(op: Ops, q: ir.Value, k: ir.Value, v: ir.Value, head_dim: int
         scores = op.contrib("FusedMatMul", rows, k, transB=1, alpha=float(head_dim) ** -0.5)
         mixed.append(op.MatMul(op.Softmax(scores, axis=-1), v))
     return mixed[0] if len(mixed) == 1 else op.Concat(*mixed, axis=1)
+
+
+def project_in(op: Ops, x: ir.Value, qkv: Weights) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Queries, keys and values (B, T, C) from one fused projection `qkv`; keys and values without their bias
+    where `project_out` carries it."""
+    channels = static_shape(qkv.bias)[0] // 3
+
+    def part(index: int) -> ir.Value:
+        rows = {"start": index * channels, "stop": (index + 1) * channels}
+        y = op.linear(x, op.weight("rows", qkv.weight, **rows))
+        return op.Add(y, op.weight("rows", qkv.bias, **rows)) if index == 0 or not op.folds else y
+
+    return part(0), part(1), part(2)
 
 
 def project_out(op: Ops, x: ir.Value, projection: Linear, values: Linear | Weights) -> ir.Value:
@@ -90,11 +153,12 @@ class CrossAttention(Attention):
 
     A head's scores q' (Wk x) are (Wk' q)' x, and its result Wv (X p) is a product behind the mixing: with N
     tokens and h heads the image meets h * N rows instead of the `inner` rows of two projections, which is
-    less work for up to `inner` / h tokens. Exact; the plain graph does it the reference's way.
+    less work for up to `inner` / h tokens. An image that many prompts share is projected after all, once
+    (`share_*`). Exact; the plain graph does it the reference's way.
     """
 
     def to_image(self, op: Ops, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
-        """Tokens (B, N, C) look at the image's keys and values (B, T, C) -> (B, N, C)."""
+        """Tokens (B, N, C) look at the image's keys and values (1 or B, T, C) -> (B, N, C)."""
         if not op.folds:
             return self(op, q, k, v)
         with scope(op, self):
@@ -108,7 +172,7 @@ class CrossAttention(Attention):
             return project_out(op, x, self.out_proj, self.v_proj)
 
     def from_image(self, op: Ops, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
-        """The image (B, T, C) looks at the tokens' keys and values (B, N, C) -> (B, T, C)."""
+        """The image (1 or B, T, C) looks at the tokens' keys and values (B, N, C) -> (B, T, C)."""
         if not op.folds:
             return self(op, q, k, v)
         with scope(op, self):
@@ -118,17 +182,50 @@ class CrossAttention(Attention):
             constant = op.MatMul(k, op.weight("head_rows", self.q_proj.bias, heads=self._heads))  # B h N 1
             scores = op.matmul_t(q, self._side_by_side(op, rows))  # B T hN
             scores = op.Add(scores, op.Transpose(self._side_by_side(op, constant), perm=(0, 2, 1)))
+            return self._mix_tokens(op, scores, v)
 
-            tokens = op.Shape(v, start=1, end=2)
-            split = op.Concat(op.constant(np.array([0, 0, self._heads])), tokens, axis=0)
-            weights = op.Softmax(op.Reshape(scores, split), axis=-1)  # B T h N
-            weights = op.reshape(weights, (0, 0, -1))
+    def share_keys(self, op: Ops, k: ir.Value, v: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """An image's keys and values (1, T, C), projected for `to_shared` -> (1, T, inner) each."""
+        with scope(op, self):
+            op.leave_out(self.k_proj.bias)
+            return self.k_proj(op, k, bias=False), self.v_proj(op, v, bias=False)
 
-            v = self._heads_of(op, self.v_proj(op, v, bias=False))
-            rows = op.MatMul(v, op.weight("head_inputs", self.out_proj.weight, heads=self._heads))  # B h N C
-            bias = (self.out_proj.weight, self.out_proj.bias, self.v_proj.bias)
-            x = op.MatMul(weights, self._side_by_side(op, rows))
-            return op.Add(x, op.weight("carried_bias", *bias, start=0))
+    def share_queries(self, op: Ops, q: ir.Value) -> ir.Value:
+        """An image's queries (1, T, C), projected for `from_shared` -> (1, T, inner)."""
+        with scope(op, self):
+            return self.q_proj(op, q)
+
+    def to_shared(self, op: Ops, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
+        """`to_image` on what `share_keys` made: the tokens of all prompts look as one long sequence."""
+        with scope(op, self):
+            channels = self._heads * self._head_dim
+            x = op.reshape(self.q_proj(op, q), (1, -1, channels))
+            x = attend(op, x, k, v, self._heads, self._head_dim)
+            per_prompt = op.Concat(op.Shape(q, start=0, end=2), op.constant(np.array([channels])), axis=0)
+            return project_out(op, op.Reshape(x, per_prompt), self.out_proj, self.v_proj)
+
+    def from_shared(self, op: Ops, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
+        """`from_image` on what `share_queries` made: one product for all heads, each token's row once for
+        each head and zero in the others' channels."""
+        with scope(op, self):
+            op.leave_out(self.k_proj.bias)
+            k = op.Mul(self.k_proj(op, k, bias=False), self._scale(op))  # B N inner
+            own = np.repeat(np.eye(self._heads), self._head_dim, axis=1)[:, None]  # h 1 inner
+            rows = op.Mul(op.Unsqueeze(k, op.constant(np.array([1]))), op.constant(own))  # B h N inner
+            return self._mix_tokens(op, op.matmul_t(q, self._side_by_side(op, rows)), v)
+
+    def _mix_tokens(self, op: Ops, scores: ir.Value, v: ir.Value) -> ir.Value:
+        """Scores (B, T, hN) and values (B, N, C) of tokens -> what the image gets of them (B, T, C)."""
+        split = op.Concat(op.constant(np.array([0, 0, self._heads])), op.Shape(v, start=1, end=2), axis=0)
+        weights = op.reshape(op.Softmax(op.Reshape(scores, split), axis=-1), (0, 0, -1))  # B T hN
+
+        v = self._heads_of(op, self.v_proj(op, v, bias=False))
+        rows = op.MatMul(v, op.weight("head_inputs", self.out_proj.weight, heads=self._heads))  # B h N C
+        bias = op.weight("carried_bias", self.out_proj.weight, self.out_proj.bias, self.v_proj.bias, start=0)
+        # A head's weights sum to one: the bias on the rows of one head spares a pass over the image.
+        first = (np.arange(self._heads) == 0).astype(np.float32)[:, None, None]
+        rows = op.Add(rows, op.Mul(op.constant(first), bias))
+        return op.MatMul(weights, self._side_by_side(op, rows))
 
     def _scale(self, op: Ops) -> ir.Value:
         return op.constant(float(self._head_dim) ** -0.5)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 PATCH_STRIDE = 4  # Hiera's first stage, in pixels
 STAGES = 4
+VIT_PATCH = 16  # side of a ViT's patches, in pixels
 
 
 @dataclass(frozen=True)
@@ -18,3 +19,22 @@ class HieraConfig:
     global_att_blocks: tuple[int, ...]  # blocks, counted through all stages, without windows
     window_spec: tuple[int, ...]  # window side per stage, in tokens
     window_pos_embed_bkg_spatial_size: tuple[int, int]  # (H, W) of the background position table
+
+
+@dataclass(frozen=True)
+class VitConfig:
+    """What differs between the published ViT encoders."""
+
+    embed_dim: int  # channels
+    depth: int  # blocks
+    num_heads: int
+    global_attn_indexes: tuple[int, ...]  # blocks without windows
+    window: int  # side of the others' windows, in tokens
+
+
+@dataclass(frozen=True)
+class RepVitConfig:
+    """What differs between RepViT trunks."""
+
+    embed_dims: tuple[int, ...]  # channels per stage
+    depths: tuple[int, ...]  # blocks per stage, besides those that make it smaller

@@ -15,6 +15,8 @@ import numpy as np
 from masklet.errors import EngineError
 from masklet.model.tokens import nested_blocks, raster
 
+BATCH_NORM_EPS = 1e-5
+
 
 def same(tensor: np.ndarray) -> np.ndarray:
     """The tensor as it is."""
@@ -105,6 +107,44 @@ def head_inputs(weight: np.ndarray, *, heads: int) -> np.ndarray:
     return head_rows(weight.T, heads=heads)
 
 
+def normed_weight(weight: np.ndarray, scale: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """A convolution (out, in, k, k) with the batch norm behind it in its kernel."""
+    return _normed(weight, scale, variance).astype(np.float32)
+
+
+def normed_bias(scale: np.ndarray, shift: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """The bias (out) that goes with `normed_weight`, of a convolution that had none."""
+    return (shift - _normed(mean, scale, variance)).astype(np.float32)
+
+
+def merged_weight(
+    wide: np.ndarray,
+    wide_scale: np.ndarray,
+    wide_variance: np.ndarray,
+    point: np.ndarray,
+    point_scale: np.ndarray,
+    point_variance: np.ndarray,
+) -> np.ndarray:
+    """Depthwise k x k and 1x1 convolutions, each with a batch norm, and the input itself, added up: one
+    depthwise k x k convolution (C, 1, k, k) (Ding et al. 2021, arXiv:2101.03697)."""
+    kernel = _normed(wide, wide_scale, wide_variance)
+    centre = kernel.shape[2] // 2
+    kernel[:, :, centre, centre] += 1 + _normed(point, point_scale, point_variance)[:, :, 0, 0]
+    return kernel.astype(np.float32)
+
+
+def merged_bias(*norms: np.ndarray) -> np.ndarray:
+    """The bias that goes with `merged_weight`; scale, shift, mean and variance of each batch norm."""
+    first, second = (normed_bias(*norms[start : start + 4]) for start in (0, 4))
+    return first + second
+
+
+def _normed(tensor: np.ndarray, scale: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """What a batch norm makes of a tensor (C, ...), before it shifts; float64."""
+    factor = scale.astype(np.float64) / np.sqrt(variance.astype(np.float64) + BATCH_NORM_EPS)
+    return tensor * factor.reshape(-1, *(1,) * (tensor.ndim - 1))
+
+
 def hiera_position(table: np.ndarray, window: np.ndarray, *, grid: Sequence[int], block: int) -> np.ndarray:
     """Hiera's windowed position table (T, C): bicubic background plus tiled window (Bolya et al. 2023).
 
@@ -123,6 +163,29 @@ def hiera_position(table: np.ndarray, window: np.ndarray, *, grid: Sequence[int]
     return _ordered((background + tiled).astype(np.float32), block)
 
 
+def resized_position(table: np.ndarray, *, grid: Sequence[int]) -> np.ndarray:
+    """A ViT's position table (1, h, w, C) for a grid, (T, C): as it is, or bicubic as ViTDet resizes it (Li
+    et al. 2022, arXiv:2203.16527)."""
+    height, width = table.shape[1:3]
+    if (height, width) == tuple(grid):
+        return table.reshape(height * width, -1)
+    rows, columns = _cubic_matrix(height, grid[0]), _cubic_matrix(width, grid[1])
+    return np.einsum("yi,ijc,xj->yxc", rows, table[0].astype(np.float64), columns, optimize=True).reshape(
+        -1, table.shape[3]
+    )
+
+
+def relative_position(table: np.ndarray, *, side: int) -> np.ndarray:
+    """A table of relative positions (2 * L - 1, d) along one axis, as a matrix for each place of a query on
+    it: (side, d, side), the last axis a key's place. Another length is resized linearly, as the reference
+    does."""
+    count = 2 * side - 1
+    if len(table) != count:
+        table = _linear_matrix(len(table), count) @ table.astype(np.float64)
+    place = np.arange(side)
+    return table[place[:, None] - place + side - 1].transpose(0, 2, 1)
+
+
 def dense_position(gaussian: np.ndarray, *, grid: Sequence[int], block: int) -> np.ndarray:
     """Random Fourier features (T, C) of a grid's centres (Tancik et al. 2020); `gaussian` is (2, C / 2)."""
     height, width = grid
@@ -133,9 +196,11 @@ def dense_position(gaussian: np.ndarray, *, grid: Sequence[int], block: int) -> 
     return _ordered(np.concatenate([np.sin(angles), np.cos(angles)], axis=-1), block)
 
 
-def sine_position(*, grid: Sequence[int], block: int, channels: int, scale: float) -> np.ndarray:
+def sine_position(
+    *, grid: Sequence[int], block: int, channels: int, scale: float, placeless: int = 0
+) -> np.ndarray:
     """Sines and cosines (T, C) of rows, then columns, normalised to one turn (Carion et al. 2020), times a
-    scale."""
+    scale. Tokens without a place come first and have zeros."""
     height, width = grid
     index = np.arange(channels // 2, dtype=np.float32)
     rate = np.float32(10000) ** (2 * (index // 2) / np.float32(channels // 2))
@@ -147,17 +212,18 @@ def sine_position(*, grid: Sequence[int], block: int, channels: int, scale: floa
 
     rows = np.broadcast_to(code(height)[:, None], (height, width, channels // 2))
     columns = np.broadcast_to(code(width)[None], (height, width, channels // 2))
-    return np.float32(scale) * _ordered(np.concatenate([rows, columns], axis=-1), block)
+    table = np.float32(scale) * _ordered(np.concatenate([rows, columns], axis=-1), block)
+    return np.pad(table, ((placeless, 0), (0, 0)))
 
 
-def rotary_cos(*, grid: Sequence[int], block: int, channels: int) -> np.ndarray:
-    """Cosines (T, C / 2) of axial rotary angles."""
-    return np.cos(_rotary_angles(grid, block, channels))
+def rotary_cos(*, grid: Sequence[int], block: int, channels: int, placeless: int = 0) -> np.ndarray:
+    """Cosines (T, C / 2) of axial rotary angles. Tokens without a place come first and are not turned."""
+    return np.cos(np.pad(_rotary_angles(grid, block, channels), ((placeless, 0), (0, 0))))
 
 
-def rotary_sin(*, grid: Sequence[int], block: int, channels: int) -> np.ndarray:
+def rotary_sin(*, grid: Sequence[int], block: int, channels: int, placeless: int = 0) -> np.ndarray:
     """Sines (T, C / 2) that go with `rotary_cos`."""
-    return np.sin(_rotary_angles(grid, block, channels))
+    return np.sin(np.pad(_rotary_angles(grid, block, channels), ((placeless, 0), (0, 0))))
 
 
 def _rotary_angles(grid: Sequence[int], block: int, channels: int) -> np.ndarray:
@@ -176,6 +242,12 @@ def _ordered(table_hwc: np.ndarray, block: int) -> np.ndarray:
     height, width, channels = table_hwc.shape
     order = nested_blocks(height, width, block) if block else raster(height, width)
     return table_hwc.reshape(-1, channels)[order.slots]
+
+
+def _linear_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """(size_out, size_in) weights of linear interpolation, half-pixel centres, border replicated, float64."""
+    centre = np.clip((np.arange(size_out) + 0.5) * size_in / size_out - 0.5, 0, size_in - 1)
+    return np.clip(1 - np.abs(centre[:, None] - np.arange(size_in)), 0, None)
 
 
 def _cubic_matrix(size_in: int, size_out: int) -> np.ndarray:
@@ -215,7 +287,13 @@ RECIPES: dict[str, Callable[..., np.ndarray]] = {
         head_rows,
         head_columns,
         head_inputs,
+        normed_weight,
+        normed_bias,
+        merged_weight,
+        merged_bias,
         hiera_position,
+        resized_position,
+        relative_position,
         dense_position,
         sine_position,
         rotary_cos,

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from masklet.model import tokens
-from masklet.model.attention import attend, project_out
+from masklet.model.attention import attend, project_in, project_out
 from masklet.model.config import HieraConfig
 from masklet.model.layers import MLP, LayerNorm, Linear, ModuleList, Ops, Parameter, Weights
 from masklet.model.tokens import TokenOrder
@@ -41,7 +41,7 @@ class MultiScaleAttention(nn.Module):
         inside = self._window_order(order)
         x = op.rearrange(x, order, inside)
 
-        q, k, v = (self._part(op, x, index) for index in range(3))
+        q, k, v = project_in(op, x, self.qkv)
         span = q_span = self._window**2 or len(inside.slots)
         if self._pool:
             q, q_span = op.pool_cells(q, self._dim), span // 4
@@ -55,12 +55,6 @@ class MultiScaleAttention(nn.Module):
         x = op.rearrange(x, inside.pooled() if self._pool else inside, order_out)
         return project_out(op, x, self.proj, self.qkv) if op.folds else self.proj(op, x)
 
-    def _part(self, op: Ops, x: ir.Value, index: int) -> ir.Value:
-        """Queries, or keys or values (without bias where that is folded): (1, T, dim_out)."""
-        rows = {"start": index * self._dim, "stop": (index + 1) * self._dim}
-        x = op.linear(x, op.weight("rows", self.qkv.weight, **rows))
-        return op.Add(x, op.weight("rows", self.qkv.bias, **rows)) if index == 0 or not op.folds else x
-
     def _window_order(self, order: TokenOrder) -> TokenOrder:
         """An order in which each window is a run of tokens, grouped if pooled; `order` if it is one."""
         suits = order.grouped or not self._pool
@@ -68,7 +62,7 @@ class MultiScaleAttention(nn.Module):
             return order if suits else tokens.cells(*order.grid_hw)
         if suits and tokens.contiguous(order, self._window):
             return order
-        return tokens.windows(*order.grid_hw, self._window)
+        return tokens.windows(*order.grid_hw, self._window, in_cells=True)
 
 
 class MultiScaleBlock(nn.Module):

@@ -12,6 +12,7 @@ its queries. Keys are made of M = 64 channels; the value side stays at these: so
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -19,7 +20,7 @@ from onnxscript import nn
 
 from masklet.model.attention import attend_by_rows
 from masklet.model.layers import LayerNorm, Linear, ModuleList, Ops, Parameter, Weights, scope, static_shape
-from masklet.model.tokens import TokenOrder
+from masklet.model.tokens import MemoryPlaces, TokenOrder
 
 TORCH_EPS = 1e-5
 INPUT_POSITION_SCALE = 0.1  # of the sine table that is added to the frame's features
@@ -27,7 +28,7 @@ INPUT_POSITION_SCALE = 0.1  # of the sine table that is added to the frame's fea
 
 @dataclass(frozen=True)
 class Rotation:
-    """Cosines and sines (T, C / 2) of a grid's T = `count` places, in some order."""
+    """Cosines and sines (T, C / 2) of T = `count` tokens, in some order."""
 
     cos: ir.Value
     sin: ir.Value
@@ -39,6 +40,12 @@ class Rotation:
         settings = {"grid": list(grid_hw), "block": block, "channels": channels}
         count = grid_hw[0] * grid_hw[1]
         return cls(op.weight("rotary_cos", **settings), op.weight("rotary_sin", **settings), count)
+
+    @classmethod
+    def of_memory(cls, op: Ops, places: MemoryPlaces, channels: int) -> Rotation:
+        """The table for a memory's tokens; those without a place are not turned."""
+        settings = {**_laid_out(places), "channels": channels}
+        return cls(op.weight("rotary_cos", **settings), op.weight("rotary_sin", **settings), places.count)
 
 
 @dataclass(frozen=True)
@@ -182,17 +189,17 @@ class MemoryTokens:
         slots: ir.Value,
         pointers: ir.Value,
         distances: ir.Value | None,
-        grid_hw: tuple[int, int],
+        places: MemoryPlaces,
     ) -> Memory:
-        """Memories (B, F, T, M), raster order; `slots` (B, F), rows of the table of ages; pointers (B, P, C);
-        `distances` (B, P) in time, 1 for the farthest (2.1)."""
-        width, count = static_shape(self.ages)[-1], grid_hw[0] * grid_hw[1]
+        """Memories (B, F, T, M), whose tokens lie at `places`; `slots` (B, F), rows of the table of ages;
+        pointers (B, P, C); `distances` (B, P) in time, 1 for the farthest (2.1)."""
+        width = static_shape(self.ages)[-1]
 
         # Where and when each memory token was seen.
-        where = op.weight("sine_position", grid=list(grid_hw), block=0, channels=width, scale=1.0)
+        where = op.weight("sine_position", **_laid_out(places), channels=width, scale=1.0)
         when = op.Gather(op.weight("flat", self.ages), slots, axis=0)  # B F M
         seen = op.Add(memories, op.Add(where, op.Unsqueeze(when, op.constant(np.array([2])))))
-        seen = _with_one(op, op.Reshape(seen, _sizes(op, -1, count, width)))
+        seen = _with_one(op, op.Reshape(seen, _sizes(op, -1, places.count, width)))
 
         # A pointer is several tokens, which share a position in time and have none in the picture.
         batch = op.Shape(memories, start=0, end=1)
@@ -204,7 +211,7 @@ class MemoryTokens:
         values = op.Concat(
             op.Reshape(memories, op.Concat(batch, _sizes(op, -1, width), axis=0)), tokens, axis=1
         )
-        rotation = Rotation.table(op, grid_hw, 0, self.channels)
+        rotation = Rotation.of_memory(op, places, self.channels)
         return Memory(seen, _with_one(op, timed), values, rotation)
 
     def _timed(self, op: Ops, tokens: ir.Value, distances: ir.Value, projection: Weights) -> ir.Value:
@@ -219,6 +226,12 @@ class MemoryTokens:
         parts = self.channels // static_shape(self.ages)[-1]
         time = op.Expand(op.Unsqueeze(time, op.constant(np.array([2]))), _sizes(op, 1, 1, parts, 1))
         return op.Add(tokens, op.Reshape(time, op.Shape(tokens)))
+
+
+def _laid_out(places: MemoryPlaces) -> dict[str, Any]:
+    """Settings of recipes."""
+    grid = {"grid": list(places.grid_hw), "block": 0}
+    return {**grid, "placeless": places.placeless} if places.placeless else grid
 
 
 def _with_one(op: Ops, x: ir.Value) -> ir.Value:

@@ -7,6 +7,7 @@ token four times).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +15,6 @@ import onnx_ir as ir
 from onnxscript import nn
 
 from masklet.model import tokens
-from masklet.model.config import STAGES, HieraConfig
-from masklet.model.hiera import Hiera
 from masklet.model.layers import ModuleList, Ops, Weights, pointwise
 from masklet.model.tokens import TokenOrder
 
@@ -47,10 +46,10 @@ class FpnNeck(nn.Module):
     that its result is added to: the pair folds into one, and takes over the upscaling's bias.
     """
 
-    def __init__(self, config: HieraConfig, channels: int) -> None:
+    def __init__(self, dims: Sequence[int], channels: int) -> None:
+        """`dims` are the stages' channels."""
         super().__init__()
-        dims = [config.embed_dim << stage for stage in reversed(range(STAGES))]
-        self.convs = ModuleList([Lateral(dim, channels) for dim in dims])
+        self.convs = ModuleList([Lateral(dim, channels) for dim in reversed(dims)])
         self._channels = channels
 
     def forward(  # type: ignore[override]
@@ -87,12 +86,15 @@ class FpnNeck(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """(1, 3, S, S) -> `Pyramid`. Keys `trunk`, `neck`."""
+    """(1, 3, S, S) -> `Pyramid`. Keys `trunk`, `neck`.
 
-    def __init__(self, config: HieraConfig, channels: int) -> None:
+    `trunk` makes stages of `dims` channels of a picture, token orders, and the block of the first one.
+    """
+
+    def __init__(self, trunk: nn.Module, dims: Sequence[int], channels: int) -> None:
         super().__init__()
-        self.trunk = Hiera(config)
-        self.neck = FpnNeck(config, channels)
+        self.trunk = trunk
+        self.neck = FpnNeck(dims, channels)
 
     def forward(  # type: ignore[override]
         self,

@@ -58,6 +58,20 @@ class TokenOrder:
         return TokenOrder((height // 2, width // 2), np.where(first < 0, -1, places))
 
 
+@dataclass(frozen=True)
+class MemoryPlaces:
+    """Where a memory's tokens lie in the picture: the first `placeless` nowhere, then those of a grid, row by
+    row."""
+
+    grid_hw: tuple[int, int]
+    placeless: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many tokens a memory has."""
+        return self.placeless + self.grid_hw[0] * self.grid_hw[1]
+
+
 def raster(height: int, width: int) -> TokenOrder:
     """Row by row, the reference's own order."""
     return TokenOrder((height, width), np.arange(height * width))
@@ -83,15 +97,27 @@ def nested_blocks(height: int, width: int, block: int) -> TokenOrder:
     return TokenOrder((height, width), place.transpose(0, 1, *interleaved).reshape(-1))
 
 
-def windows(height: int, width: int, size: int) -> TokenOrder:
-    """Windows of `size` x `size` tokens row by row, padded right and below; in 2x2 cells if size is even."""
+def windows(height: int, width: int, size: int, *, in_cells: bool) -> TokenOrder:
+    """Windows of `size` x `size` tokens, padded right and below, each row by row; in 2x2 cells, if asked for
+    and if all sides are even."""
     rows, columns = -(-height // size), -(-width // size)
     place = np.full((rows * size, columns * size), -1)
     place[:height, :width] = np.arange(height * width).reshape(height, width)
     place = place.reshape(rows, size, columns, size).transpose(0, 2, 1, 3)
-    if size % 2 == 0 and height % 2 == 0 and width % 2 == 0:
+    if in_cells and size % 2 == 0 and height % 2 == 0 and width % 2 == 0:
         place = place.reshape(rows, columns, size // 2, 2, size // 2, 2).transpose(0, 1, 2, 4, 3, 5)
     return TokenOrder((height, width), place.reshape(-1))
+
+
+def upscaled_orders(height: int, width: int, nested: bool) -> tuple[TokenOrder, TokenOrder, TokenOrder]:
+    """Orders for a grid of four times and of twice this size, and for the grid itself, which is raster.
+
+    Nested, each token's four successors stand where it stood; else all are raster.
+    """
+    if not nested:
+        return raster(4 * height, 4 * width), raster(2 * height, 2 * width), raster(height, width)
+    finest = nested_blocks(4 * height, 4 * width, 4)
+    return finest, finest.pooled(), raster(height, width)
 
 
 def gather_index(source: TokenOrder, target: TokenOrder) -> np.ndarray | None:

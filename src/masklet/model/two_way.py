@@ -8,15 +8,27 @@ width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
 from masklet.model.attention import Attention, CrossAttention
-from masklet.model.layers import MLP, LayerNorm, ModuleList, Ops
+from masklet.model.layers import MLP, LayerNorm, ModuleList, Ops, scope
 
 DEPTH = 2
 HEADS = 8
 TORCH_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class SharedImage:
+    """What the first layer's attention makes of an image that many prompts share: (1, T, C / 2) each."""
+
+    keys: ir.Value
+    values: ir.Value
+    queries: ir.Value
 
 
 class TwoWayAttentionBlock(nn.Module):
@@ -35,7 +47,13 @@ class TwoWayAttentionBlock(nn.Module):
         self._first = first
 
     def forward(  # type: ignore[override]
-        self, op: Ops, queries: ir.Value, keys: ir.Value, query_pe: ir.Value, key_pe: ir.Value
+        self,
+        op: Ops,
+        queries: ir.Value,
+        keys: ir.Value,
+        query_pe: ir.Value,
+        key_pe: ir.Value,
+        shared: SharedImage | None = None,
     ) -> tuple[ir.Value, ir.Value]:
         # Tokens among themselves; the first block has no positions and no residual.
         if self._first:
@@ -47,35 +65,62 @@ class TwoWayAttentionBlock(nn.Module):
 
         # Tokens look at the image.
         q, k = op.Add(queries, query_pe), op.Add(keys, key_pe)
-        queries = self.norm2(op, op.Add(queries, self.cross_attn_token_to_image.to_image(op, q, k, keys)))
+        if shared is None:
+            seen = self.cross_attn_token_to_image.to_image(op, q, k, keys)
+        else:
+            seen = self.cross_attn_token_to_image.to_shared(op, q, shared.keys, shared.values)
+        queries = self.norm2(op, op.Add(queries, seen))
         queries = self.norm3(op, op.Add(queries, self.mlp(op, queries)))
 
         # The image looks at the tokens.
         q = op.Add(queries, query_pe)
-        keys = self.norm4(op, op.Add(keys, self.cross_attn_image_to_token.from_image(op, k, q, queries)))
+        if shared is None:
+            seen = self.cross_attn_image_to_token.from_image(op, k, q, queries)
+        else:
+            seen = self.cross_attn_image_to_token.from_shared(op, shared.queries, q, queries)
+        keys = self.norm4(op, op.Add(keys, seen))
         op.tap("queries", queries)
         op.tap("keys", keys)
         return queries, keys
 
 
 class TwoWayTransformer(nn.Module):
-    """(B, N, C), (B, T, C), (T, C) -> (B, N, C), (B, T, C). Keys `layers`, `final_attn_token_to_image`."""
+    """(B, N, C), (1 or B, T, C), (T, C) -> (B, N, C), (B, T, C). Keys `layers.{i}`,
+    `final_attn_token_to_image`."""
 
     def __init__(self, channels: int, mlp_dim: int) -> None:
         super().__init__()
-        self.layers = ModuleList(
-            [TwoWayAttentionBlock(channels, mlp_dim, index == 0) for index in range(DEPTH)]
-        )
+        self._blocks = [TwoWayAttentionBlock(channels, mlp_dim, index == 0) for index in range(DEPTH)]
+        self.layers = ModuleList([*self._blocks])
         self.final_attn_token_to_image = CrossAttention(channels, HEADS, channels // 2)
         self.norm_final_attn = LayerNorm(channels, TORCH_EPS)
 
-    def forward(  # type: ignore[override]
-        self, op: Ops, points: ir.Value, image: ir.Value, image_pe: ir.Value
-    ) -> tuple[ir.Value, ir.Value]:
-        queries, keys = points, image
-        for layer in self.layers:
-            queries, keys = layer(op, queries, keys, points, image_pe)
+    def share(self, op: Ops, image: ir.Value, image_pe: ir.Value) -> SharedImage:
+        """What all prompts on an image (1, T, C) have in common, for `forward`."""
+        first = self._blocks[0]
+        k = op.Add(image, image_pe)
+        with scope(op, self), scope(op, first):
+            keys, values = first.cross_attn_token_to_image.share_keys(op, k, image)
+            return SharedImage(keys, values, first.cross_attn_image_to_token.share_queries(op, k))
 
+    def forward(  # type: ignore[override]
+        self,
+        op: Ops,
+        points: ir.Value,
+        image: ir.Value,
+        image_pe: ir.Value,
+        wanted: int,
+        shared: SharedImage | None = None,
+    ) -> tuple[ir.Value, ir.Value]:
+        """Only the first `wanted` tokens are needed; with `shared`, image is (1, T, C)."""
+        queries, keys = points, image
+        for layer in self._blocks:
+            queries, keys = layer(op, queries, keys, points, image_pe, shared)
+            shared = None  # from here on the image differs
+
+        if op.folds:
+            bounds = [op.constant(np.array([bound])) for bound in (0, wanted, 1)]
+            queries, points = op.Slice(queries, *bounds), op.Slice(points, *bounds)
         q, k = op.Add(queries, points), op.Add(keys, image_pe)
         queries = op.Add(queries, self.final_attn_token_to_image.to_image(op, q, k, keys))
         queries = self.norm_final_attn(op, queries)

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from masklet.errors import InputError
-from masklet.families.sam2 import EMBEDDING_STRIDE, IMAGE_STAGES
 from masklet.pipeline.image import ImagePredictor
-from masklet.pipeline.model import Model
+from masklet.pipeline.model import Model, as_candidates
 from masklet.pipeline.prompts import stability
 from masklet.runtime.cache import load_stage
 from masklet.runtime.graph import Stage
@@ -46,7 +45,7 @@ class StepNames:
 
 def step_names(model: Model) -> StepNames:
     """The names of all steps of a model."""
-    image, *prompt = (_plain(model, name).taps for name in IMAGE_STAGES)
+    image, *prompt = (_plain(model, name).taps for name in model.family.image_stages)
     return StepNames((PIXELS, *image), (*itertools.chain(*prompt), STABILITY, *RESULTS))
 
 
@@ -134,7 +133,7 @@ class _Recorder:
     """
 
     def __init__(self, model: Model, wanted: Collection[str], *, decoding: bool) -> None:
-        self.image_size, self.decoding = model.image_size, decoding
+        self.image_size, self.config, self.decoding = model.image_size, model.config, decoding
         self.seen: dict[str, np.ndarray] = {}
         self._model, self._wanted = model, wanted
 
@@ -144,7 +143,7 @@ class _Recorder:
     def encode_image(self, image: np.ndarray, size_hw: tuple[int, int]) -> ImageFeatures:
         """As `Model.encode_image`; the features are left out when nothing will be decoded."""
         self.keep({PIXELS: image})
-        outputs = ("stride4", "stride8", "embedding") if self.decoding else ()
+        outputs = self._model.features if self.decoding else ()
         return ImageFeatures(size_hw, self._run("encode_image", {"image": image}, outputs))
 
     def decode(self, features: ImageFeatures, prompts: Prompts) -> Candidates:
@@ -155,14 +154,13 @@ class _Recorder:
         if prompts.mask is not None:
             dense = self._run("encode_mask", {"mask": prompts.mask}, ("dense",))["dense"]
         else:  # one vector stands for the whole grid, which the reference writes out
-            side = self.image_size // EMBEDDING_STRIDE
-            grid = dense.numpy().reshape(1, -1, 1, 1)
-            self.keep({DENSE: np.broadcast_to(grid, (len(prompts.coords), grid.shape[1], side, side))})
+            grid, size_hw = dense.numpy().reshape(1, -1, 1, 1), self._model.orders[2].grid_hw
+            self.keep({DENSE: np.broadcast_to(grid, (len(prompts.coords), grid.shape[1], *size_hw))})
 
         feeds = {**features.values, "sparse": sparse, "dense": dense}
-        outputs = ("logits", "iou", "object_score", "tokens")
+        outputs = self._model.stage("decode_masks").outputs
         values = self._run("decode_masks", feeds, outputs)
-        candidates = Candidates(**{name: values[name].numpy() for name in outputs})
+        candidates = as_candidates({name: values[name].numpy() for name in outputs})
         self.keep({STABILITY: stability(candidates.logits)})
         return candidates
 

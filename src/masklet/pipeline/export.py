@@ -16,10 +16,11 @@ from typing import Any
 
 from masklet import __version__, registry
 from masklet.errors import InputError, OutputError
-from masklet.families import sam2
+from masklet.families.family import CONFIG_KEY
+from masklet.families.table import preset_name
 from masklet.io.atomic import fill_folder
-from masklet.pipeline import memory, object_track, preprocess, prompts
-from masklet.pipeline.image import LOGIT_LIMIT
+from masklet.pipeline import memory, object_track
+from masklet.pipeline.conventions import conventions_of
 from masklet.pipeline.model import Model
 from masklet.runtime.cache import load_stage
 from masklet.runtime.export import Port, ports, standalone
@@ -29,7 +30,8 @@ FORMAT = "masklet-export-1"
 MANIFEST = "manifest.json"
 SUFFIX = ".onnx"
 
-# Each stage's outputs that a picture needs, those that tracking needs, and what all of the values are.
+# Each stage's outputs that a picture needs, those that tracking needs (a family may have fewer), and what all
+# of the values are.
 IMAGE_OUTPUTS = {
     "encode_image": ("stride4", "stride8", "embedding"),
     "encode_points": ("sparse", "dense"),
@@ -99,6 +101,8 @@ def export(
     Files appear when all of them are complete, the manifest last. `on_stage` is told each stage's name before
     it is written. Raises InputError for an unknown stage, OutputError, EngineError.
     """
+    if video and not model.family.video_stages:
+        raise InputError(f"{model.family.title} is for pictures; export it without video (--video).")
     outputs = VIDEO_OUTPUTS if video else IMAGE_OUTPUTS
     chosen = _checked_stages(stages, outputs)
     old = _earlier_files(Path(folder), overwrite)
@@ -166,9 +170,10 @@ def _listed_files(path: Path) -> set[str]:
 def _write_stage(model: Model, name: str, outputs: Sequence[str], folder: Path) -> dict[str, Any]:
     """Write one stage's file and describe it."""
     model.stage(name)  # checks that the file has its tensors
-    stage = prune(load_stage(model.config, name, model.image_size, "portable"), outputs)
+    stage = load_stage(model.config, name, model.image_size, "portable")
+    stage = prune(stage, [output for output in outputs if output in stage.outputs])
     config = model.config.to_json()
-    properties = {"masklet.version": __version__, "masklet.stage": name, sam2.CONFIG_KEY: config}
+    properties = {"masklet.version": __version__, "masklet.stage": name, CONFIG_KEY: config}
     path = folder / f"{name}{SUFFIX}"
     sha256 = _write(path, standalone(stage, model.tensor, properties))
     taken, given = ports(stage)
@@ -199,7 +204,7 @@ def _described(port: Port) -> dict[str, Any]:
 
 
 def _manifest(model: Model, stages: list[dict[str, Any]], video: bool) -> dict[str, Any]:
-    name = sam2.preset_name(model.config)
+    name = preset_name(model.config)
     manifest: dict[str, Any] = {
         "format": FORMAT,
         "masklet": __version__,
@@ -212,41 +217,7 @@ def _manifest(model: Model, stages: list[dict[str, Any]], video: bool) -> dict[s
         "image_size": model.image_size,
         "stages": stages,
         "sizes": SIZES,
-        "token_order": (
-            "Image features (stride4, stride8, embedding, and dense from encode_mask) list their tokens in "
-            "nested blocks, not row by row. That is a detail of these files: hand the tensors on as they "
-            "are. Mask inputs and logits are row by row."
-        ),
-        "preprocessing": {
-            "input": "(1, 3, S, S) float32, channels red, green, blue, S = image_size",
-            "resize": "to S x S (stretched, not padded), bilinear, antialiased, not rounded",
-            "value": "(pixel / 255 - mean) / std",
-            "mean": [round(float(value), 6) for value in preprocess.MEAN],
-            "std": [round(float(value), 6) for value in preprocess.STD],
-        },
-        "prompts": {
-            "coords": "(x * S / width, y * S / height) for x, y in pixels of the picture",
-            "labels": {str(label): meaning for label, meaning in prompts.LABELS.items()},
-            "order": (
-                "for each object a box's two corners, then points, then one padding point (0, 0); "
-                "with neither box nor points no padding point, N = 0"
-            ),
-        },
-        "masks": {
-            "threshold": 0.0,
-            "to_picture": (
-                "logits resized to the picture (bilinear, not antialiased, pixels are areas), > threshold"
-            ),
-            "several": "candidates 1, 2, 3 with their iou",
-            "one": (
-                "candidate 0 if it is stable: the count of logits > stability_delta is at least "
-                "stability_threshold times the count of logits > -stability_delta, or the latter is 0; else "
-                "the one of 1, 2, 3 with the highest iou"
-            ),
-            "stability_delta": prompts.STABILITY_DELTA,
-            "stability_threshold": prompts.STABILITY_THRESHOLD,
-            "feeding_back": f"clip the chosen logits to +-{LOGIT_LIMIT:g} before they go into encode_mask",
-        },
+        **conventions_of(model.config).words,
     }
     if video:
         manifest["tracking"] = _tracking()

@@ -1,4 +1,4 @@
-"""Masks from prompts on still pictures, with the interface of Meta's `SAM2ImagePredictor`.
+"""Masks from prompts on still pictures, with the interface of Meta's `SAM2ImagePredictor` and `SamPredictor`.
 
 In: pictures and prompts. Out: masks in the picture's own size, numpy throughout.
 set_image: preprocess -> encode_image.   predict: prompts -> decode -> choose -> clean -> to original size.
@@ -12,20 +12,20 @@ import numpy as np
 
 from masklet.errors import InputError
 from masklet.io.image import read_image
+from masklet.pipeline.conventions import conventions_of
 from masklet.pipeline.model import Model
 from masklet.pipeline.postprocess import clean_low_res, resize_and_threshold, resize_logits
-from masklet.pipeline.preprocess import image_input
-from masklet.pipeline.prompts import choose_masks, make_prompts
 from masklet.types import ImageFeatures
 
-LOGIT_LIMIT = 32.0  # low-resolution logits are returned within +-32
+IMAGE_FORMATS = ("RGB", "BGR")
 
 
 class ImagePredictor:
     """Encode a picture once, then ask for masks as often as needed.
 
-    Names, arguments, defaults and shapes are those of `SAM2ImagePredictor`; arrays are numpy. One predictor
-    holds one picture's state and belongs to one thread; any number of predictors may share a `Model`.
+    Names, arguments, defaults and shapes are those of `SAM2ImagePredictor`, for SAM those of `SamPredictor`;
+    arrays are numpy. One predictor holds one picture's state and belongs to one thread; any number of
+    predictors may share a `Model`.
     """
 
     def __init__(
@@ -41,14 +41,24 @@ class ImagePredictor:
         self.mask_threshold = mask_threshold
         self.max_hole_area = max_hole_area
         self.max_sprinkle_area = max_sprinkle_area
+        self._conventions = conventions_of(model.config)
         self._features: list[ImageFeatures] = []
         self._is_batch = False
 
-    def set_image(self, image: Any) -> None:
-        """Encode a picture: a path, a PIL image, or an array (H, W, 3) uint8 RGB. Replaces what was set
-        before.
+    def set_image(self, image: Any, image_format: str = "RGB") -> None:
+        """Encode a picture: a path, a PIL image, or an array (H, W, 3) uint8, whose channels `image_format`
+        names: "RGB" or "BGR". Replaces what was set before.
         """
         self.reset_predictor()
+        if image_format not in IMAGE_FORMATS:
+            raise InputError(f"image_format is {image_format!r}; give one of {', '.join(IMAGE_FORMATS)}.")
+        if image_format == "BGR":
+            if not isinstance(image, np.ndarray):
+                raise InputError(
+                    f"image_format 'BGR' is for arrays, got {type(image).__name__}; files and PIL images say "
+                    "themselves what their channels are: leave it out."
+                )
+            image = image[..., ::-1]
         self._features = [self._encode(image)]
 
     def set_image_batch(self, image_list: list[Any]) -> None:
@@ -141,7 +151,8 @@ class ImagePredictor:
     def _encode(self, image: Any) -> ImageFeatures:
         pixels = read_image(image)
         size = self.model.image_size
-        return self.model.encode_image(image_input(pixels, size), (pixels.shape[0], pixels.shape[1]))
+        size_hw = (pixels.shape[0], pixels.shape[1])
+        return self.model.encode_image(self._conventions.picture(pixels, size), size_hw)
 
     def _only_features(self) -> ImageFeatures:
         if not self._features:
@@ -159,16 +170,18 @@ class ImagePredictor:
         return_logits: bool,
         normalize_coords: bool,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        prompts = make_prompts(
+        size_hw, image_size = features.size_hw, self.model.image_size
+        prompts = self._conventions.prompts(
             point_coords,
             point_labels,
             box,
             mask_input,
-            size_hw=features.size_hw,
-            image_size=self.model.image_size,
+            size_hw=size_hw,
+            image_size=image_size,
             normalize_coords=normalize_coords,
         )
-        low_res, scores = choose_masks(self.model.decode(features, prompts), multimask_output)
+        candidates = self.model.decode(features, prompts)
+        low_res, scores = self._conventions.choose(candidates, multimask_output)
 
         cleaned = clean_low_res(
             low_res,
@@ -176,11 +189,13 @@ class ImagePredictor:
             max_sprinkle_area=self.max_sprinkle_area,
             mask_threshold=self.mask_threshold,
         )
+        cleaned = self._conventions.uncover(cleaned, size_hw, image_size)
         if return_logits:
-            masks = resize_logits(cleaned, features.size_hw)
+            masks = resize_logits(cleaned, size_hw)
         else:
-            masks = resize_and_threshold(cleaned, features.size_hw, self.mask_threshold)
-        low_res = np.clip(low_res, -LOGIT_LIMIT, LOGIT_LIMIT)
+            masks = resize_and_threshold(cleaned, size_hw, self.mask_threshold)
+        limit = self._conventions.logit_limit
+        low_res = np.clip(low_res, -limit, limit)
         if len(masks) == 1:
             return masks[0], scores[0], low_res[0]
         return masks, scores, low_res

@@ -16,11 +16,11 @@ import numpy as np
 
 from masklet import registry
 from masklet.errors import InputError, ModelNotFoundError, UnknownFormatError
-from masklet.families import sam2
+from masklet.families import table
+from masklet.families.family import Config
 from masklet.families.keymaps import Tensors, canonical
-from masklet.families.sam2 import Sam2Config
 from masklet.io.checkpoints import open_checkpoint
-from masklet.model.tokens import TokenOrder, stage_orders
+from masklet.model.tokens import TokenOrder
 from masklet.runtime.cache import load_stage
 from masklet.runtime.devices import find_device
 from masklet.runtime.graph import Stage
@@ -42,7 +42,7 @@ class Model:
 
     def __init__(
         self,
-        config: Sam2Config,
+        config: Config,
         tensors: Tensors,
         *,
         source: str,
@@ -56,24 +56,32 @@ class Model:
             raise InputError(f"precision is {precision!r}; allowed is {', '.join(PRECISIONS)}.")
         self.config = config
         self.source = source
-        self.image_size = _checked_size(config.image_size if image_size is None else image_size)
+        self.family = table.family_of(config)
+        self.image_size = self.family.check_size(config.image_size if image_size is None else image_size)
         self.device = find_device(device)
         self.threads = threads
         self.precision = precision
         self._tensors = tensors
         self._dialect = "fused" if self.device.name in FUSED_DEVICES else "portable"
-        self._stages = self._load(sam2.IMAGE_STAGES)
+        self._stages = self._load(self.family.image_stages)
         self._sessions: dict[str, Session] = {}
         self._lock = _threading.RLock()
 
     def __repr__(self) -> str:
-        name = sam2.preset_name(self.config) or "custom"
+        name = self.family.preset_name(self.config) or "custom"
         return f"Model({name}, {self.image_size} px, {self.device.name}, {self.source})"
 
     @property
     def orders(self) -> tuple[TokenOrder, ...]:
-        """The token order of each of the trunk's stages."""
-        return stage_orders(self.config.trunk, self.image_size, nested=True)[0]
+        """The orders of feature tokens, finest first; the embedding's is the third."""
+        return self.config.orders(self.image_size, nested=True)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The names of what decoding takes of an encoded picture."""
+        return tuple(
+            name for name in self.stage("encode_image").outputs if name in self.stage("decode_masks").inputs
+        )
 
     def tensor(self, key: str) -> np.ndarray:
         """A tensor of the checkpoint by its canonical key."""
@@ -81,11 +89,20 @@ class Model:
 
     def stage(self, name: str) -> Stage:
         """A compiled stage by name. Raises TensorMismatchError for one of video when the file has pictures'
-        only."""
+        only, InputError when the whole family has."""
         with self._lock:
             if name not in self._stages:
-                self._stages.update(self._load(sam2.VIDEO_STAGES))
+                self.check_tracks()
+                self._stages.update(self._load(self.family.video_stages))
             return self._stages[name]
+
+    def check_tracks(self) -> None:
+        """Raises InputError for a model of a family that is for pictures only."""
+        if not self.family.video_stages:
+            raise InputError(
+                f"{self.source} is a {self.family.title} model, which is for pictures; "
+                "give one of SAM 2 or EdgeTAM to track objects."
+            )
 
     def session(self, name: str) -> Session:
         """The running session of a stage, made on first use."""
@@ -98,12 +115,11 @@ class Model:
 
     def encode_image(self, image: np.ndarray, size_hw: tuple[int, int]) -> ImageFeatures:
         """(1, 3, S, S) float32, normalised -> features; `size_hw` is the picture's own size."""
-        values = self.session("encode_image").run({"image": image}, ["stride4", "stride8", "embedding"])
-        return ImageFeatures(size_hw, values)
+        return ImageFeatures(size_hw, self.session("encode_image").run({"image": image}, self.features))
 
     def encode_frame(self, image: np.ndarray, size_hw: tuple[int, int]) -> FrameFeatures:
         """Like `encode_image`, with what tracking needs of a frame whatever the object."""
-        wanted = ["stride4", "stride8", "stride16", "embedding"]
+        wanted = [*self.features, "stride16"]
         values = self.session("encode_image").run({"image": image}, wanted)
         stride16 = values.pop("stride16")
         begun = self.session("begin_frame").run({"stride16": stride16})
@@ -118,9 +134,10 @@ class Model:
     def attend(self, frame: FrameFeatures, remembered: Remembered) -> OrtValue:
         """The frame's embedding (B, T, C) as each of B objects sees it in the light of its memories."""
         feeds = {"frame_tokens": frame.tokens, "frame_queries": frame.queries, **vars(remembered)}
-        if self.config.version == "2.0":
-            del feeds["distances"]  # its pointers have no position in time
-        return self.session("attend_memory").run(feeds)["embedding"]
+        session = self.session("attend_memory")
+        if "distances" not in session.stage.inputs:  # as in 2.0, whose pointers have no position in time
+            del feeds["distances"]
+        return session.run(feeds)["embedding"]
 
     def encode_memory(
         self, frame: FrameFeatures, logits: np.ndarray, object_score: np.ndarray, *, binary: bool
@@ -157,13 +174,14 @@ class Model:
         if embedding is not None:
             feeds["embedding"] = embedding
         values = self.session("decode_masks").run(feeds)
-        return Candidates(**{name: value.numpy() for name, value in values.items()})
+        return as_candidates({name: value.numpy() for name, value in values.items()})
 
     def _load(self, names: tuple[str, ...]) -> dict[str, Stage]:
         """Stages of pictures or of video, after the check that the file has their tensors."""
         stages = {name: load_stage(self.config, name, self.image_size, self._dialect) for name in names}
         expected = {key: shape for stage in stages.values() for key, shape in stage.tensors.items()}
-        sam2.check_tensors(expected, self._tensors.shapes, self.source, video=names == sam2.VIDEO_STAGES)
+        video = names == self.family.video_stages
+        self.family.check_tensors(expected, self._tensors.shapes, self.source, video=video)
         return stages
 
 
@@ -178,22 +196,17 @@ def load(
     """Load a model from a checkpoint file, or by its published name (downloaded when it isn't there yet).
 
     `device` is an execution provider in plain words ("cpu", "cuda", "openvino", ...), `threads` how many the
-    CPU uses (None: all), `image_size` the side of the square input in pixels, a multiple of 32 (None: the
-    model's own). Raises ModelNotFoundError, CheckpointError and its kinds, DownloadError, DeviceError,
-    InputError.
+    CPU uses (None: all), `image_size` the side of the square input in pixels, a multiple of 32: SAM of 16,
+    tracking with EdgeTAM of 256 (None: the model's own). Raises ModelNotFoundError, CheckpointError and its
+    kinds, DownloadError, DeviceError, InputError.
     """
     path = find_file(path_or_name)
     checkpoint = open_checkpoint(path)
     tensors = canonical(checkpoint)
-    if sam2.CONFIG_KEY in checkpoint.metadata:
-        config = sam2.from_metadata(checkpoint.metadata[sam2.CONFIG_KEY])
-    elif sam2.matches(tensors.shapes):
-        config = sam2.recognise(tensors.shapes)
-    else:
-        some = ", ".join(sorted(tensors.shapes)[:3]) or "no tensors"
-        raise UnknownFormatError(
-            f"{path}: not of a family that this version knows (SAM 2, 2.1). Its tensors start with {some}."
-        )
+    try:
+        config = table.recognise(tensors.shapes, checkpoint.metadata)
+    except UnknownFormatError as error:
+        raise UnknownFormatError(f"{path}: {error}") from error
     return Model(
         config,
         tensors,
@@ -222,14 +235,7 @@ def find_file(path_or_name: str | os.PathLike[str]) -> Path:
     return fetch(published)
 
 
-def _checked_size(size: int) -> int:
-    if (
-        not isinstance(size, int)
-        or isinstance(size, bool)
-        or size < sam2.SIZE_MULTIPLE
-        or size % sam2.SIZE_MULTIPLE
-    ):
-        raise InputError(
-            f"image_size is {size!r}; give a multiple of {sam2.SIZE_MULTIPLE} pixels, such as 1024."
-        )
-    return size
+def as_candidates(values: dict[str, np.ndarray]) -> Candidates:
+    """What `decode_masks` gave. Without an object score, as in SAM, every object counts as there."""
+    present = np.full((len(values["logits"]), 1), np.inf, np.float32)
+    return Candidates(**{"object_score": present, **values})

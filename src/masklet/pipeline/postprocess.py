@@ -7,7 +7,7 @@ Knows nothing about networks, prompts or files.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -57,25 +57,11 @@ def _resize(
     them run)."""
     height, width = logits.shape[-2:]
     planes = np.asarray(logits, np.float32).reshape(-1, height, width)
-    top, bottom, top_weight, bottom_weight = _taps(height, size_hw[0])
-    left, right, left_weight, right_weight = _taps(width, size_hw[1])
-    step = max(1, _BLOCK_ELEMENTS // size_hw[1])
+    resizing = Resizing((height, width), size_hw)
 
     def plane_blocks(index: int) -> None:
-        upper, lower = np.empty((2, step, size_hw[1]), np.float32)
-        wide = np.take(planes[index], left, axis=1)
-        wide *= left_weight
-        wide += np.take(planes[index], right, axis=1) * right_weight
-        for start in range(0, size_hw[0], step):
-            rows = slice(start, min(start + step, size_hw[0]))
-            count = rows.stop - start
-            # "clip" only spares a copy of the output: the indices are in range.
-            np.take(wide, top[rows], axis=0, out=upper[:count], mode="clip")
-            np.take(wide, bottom[rows], axis=0, out=lower[:count], mode="clip")
-            upper[:count] *= top_weight[rows, None]
-            lower[:count] *= bottom_weight[rows, None]
-            upper[:count] += lower[:count]
-            use(index, rows, upper[:count])
+        for rows, block in resizing.blocks(planes[index], (0, 0, size_hw[1], size_hw[0])):
+            use(index, rows, block)
 
     workers = min(len(planes), os.cpu_count() or 1)
     if workers < 2 or size_hw[0] * size_hw[1] < _THREADED_PIXELS:
@@ -84,6 +70,50 @@ def _resize(
         return
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(plane_blocks, range(len(planes))))
+
+
+class Resizing:
+    """Planes of one size (h, w) at another (H, W), in the way of `resize_logits`, as a whole or in part.
+
+    Each output is a convex combination of the plane's values at `rows`[y] and `columns`[x] and at their next
+    neighbours, 2 x 2 in all.
+    """
+
+    def __init__(self, size_in_hw: tuple[int, int], size_hw: tuple[int, int]) -> None:
+        self.size_hw = size_hw
+        self._vertical = _taps(size_in_hw[0], size_hw[0])
+        self._horizontal = _taps(size_in_hw[1], size_hw[1])
+        self.rows, self.columns = self._vertical[0], self._horizontal[0]
+
+    def blocks(
+        self, plane: np.ndarray, window_xyxy: tuple[int, int, int, int]
+    ) -> Iterator[tuple[slice, np.ndarray]]:
+        """Some rows of the window of the output at a time: which ones, counted from the window's first, and
+        their values, float32, which the next block overwrites."""
+        x0, y0, x1, y1 = window_xyxy
+        if x0 == x1 or y0 == y1:
+            return
+        top, bottom, top_weight, bottom_weight = (taps[y0:y1] for taps in self._vertical)
+        left, right, left_weight, right_weight = (taps[x0:x1] for taps in self._horizontal)
+        plane = plane[top[0] : bottom[-1] + 1]  # only what the window reads
+        top, bottom = top - top[0], bottom - top[0]
+        wide = np.take(plane, left, axis=1)
+        wide *= left_weight
+        wide += np.take(plane, right, axis=1) * right_weight
+
+        count, width = y1 - y0, x1 - x0
+        step = min(count, max(1, _BLOCK_ELEMENTS // width))
+        upper, lower = np.empty((2, step, width), np.float32)
+        for start in range(0, count, step):
+            rows = slice(start, min(start + step, count))
+            size = rows.stop - start
+            # "clip" only spares a copy of the output: the indices are in range.
+            np.take(wide, top[rows], axis=0, out=upper[:size], mode="clip")
+            np.take(wide, bottom[rows], axis=0, out=lower[:size], mode="clip")
+            upper[:size] *= top_weight[rows, None]
+            lower[:size] *= bottom_weight[rows, None]
+            upper[:size] += lower[:size]
+            yield rows, upper[:size]
 
 
 def _taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -144,12 +174,30 @@ def _small_components(binary: np.ndarray, max_area: float) -> np.ndarray:
 
 
 def component_areas(binary: np.ndarray) -> np.ndarray:
-    """For each pixel of (..., h, w), the area of its 8-connected component in its plane: int32, 0 if False.
-
-    Works on runs (stretches of True in a row), not pixels: a mask has some hundred runs, and links between
-    runs of neighbouring rows come from two binary searches.
-    """
+    """The area of each pixel's 8-connected component in its plane, 0 where False: (..., h, w) int32."""
     binary = np.asarray(binary, np.bool_)
+    roots, lengths = _runs(binary)
+    areas = np.bincount(roots, weights=lengths, minlength=len(roots)).astype(np.int32)[roots]
+    out = np.zeros(binary.shape, np.int32)
+    out[binary] = np.repeat(areas, lengths)
+    return out
+
+
+def component_at(binary: np.ndarray, pixel: int) -> np.ndarray:
+    """The 8-connected component of a mask (h, w) that has the pixel with this flat index, which is True."""
+    roots, lengths = _runs(binary)
+    numbers = np.zeros(binary.shape, np.intp)
+    numbers[binary] = np.repeat(roots, lengths) + 1
+    return numbers == numbers.flat[pixel]
+
+
+def _runs(binary: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Runs (stretches of True in a row) of (..., h, w), in order: a number that all runs of an 8-connected
+    component share, and their lengths.
+
+    Works on runs, not pixels: a mask has some hundred, and links between runs of neighbouring rows come from
+    two binary searches.
+    """
     height, width = binary.shape[-2:]
     planes = binary.reshape(-1, height, width)
 
@@ -164,13 +212,7 @@ def component_areas(binary: np.ndarray) -> np.ndarray:
     # The runs that touch run r from the row above, diagonally too: above[r] <= index < beyond[r].
     above = np.searchsorted(ends, starts - pitch, side="left")
     beyond = np.searchsorted(starts, ends - pitch, side="right")
-    roots = _roots(above, beyond)
-
-    lengths = ends - starts
-    areas = np.bincount(roots, weights=lengths, minlength=len(roots)).astype(np.int32)[roots]
-    out = np.zeros(planes.shape, np.int32)
-    out[planes] = np.repeat(areas, lengths)
-    return out.reshape(binary.shape)
+    return _roots(above, beyond), ends - starts
 
 
 def _roots(above: np.ndarray, beyond: np.ndarray) -> np.ndarray:

@@ -1,8 +1,7 @@
 """A picture as the network's input.
 
-In: (H, W, 3) uint8 RGB. Out: (1, 3, S, S) float32, resized to a square and normalised with ImageNet's
-statistics. The reference resizes pictures and the frames of a video in different ways, so there are two
-functions.
+In: (H, W, 3) uint8 RGB. Out: (1, 3, S, S) float32, resized and normalised with ImageNet's statistics. The
+references resize in three ways: SAM 2 pictures, SAM 2 frames of a video, SAM pictures.
 """
 
 from __future__ import annotations
@@ -32,11 +31,33 @@ def frame_input(image: np.ndarray, size: int) -> np.ndarray:
     from PIL import Image
 
     resized = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+    return _normalised_bytes(resized, size)
+
+
+def padded_input(image: np.ndarray, size: int) -> np.ndarray:
+    """A picture for SAM: its longer side made `size` by Pillow's bilinear on bytes, then padded with zeros,
+    after normalising, right and below."""
+    from PIL import Image
+
+    height, width = padded_size(image.shape[:2], size)
+    resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    return _normalised_bytes(resized, size)
+
+
+def padded_size(size_hw: tuple[int, ...], size: int) -> tuple[int, int]:
+    """The size (H, W) in the model input of a picture whose longer side is made `size`."""
+    scale = size / max(size_hw)
+    # A strip that is thinner than a pixel would vanish; the reference cannot resize it.
+    return max(1, int(size_hw[0] * scale + 0.5)), max(1, int(size_hw[1] * scale + 0.5))
+
+
+def _normalised_bytes(image: np.ndarray, size: int) -> np.ndarray:
+    """Bytes (h, w, 3) as the top left part of the input, zero elsewhere."""
     unit = (np.arange(256) / 255.0).astype(np.float32)
-    planes = np.empty((1, 3, size, size), np.float32)
+    planes = np.zeros((1, 3, size, size), np.float32)
     for channel in range(3):
         normalised = (unit - MEAN[channel]) / STD[channel]  # of each value that a byte can have
-        planes[0, channel] = normalised[resized[..., channel]]
+        planes[0, channel, : image.shape[0], : image.shape[1]] = normalised[image[..., channel]]
     return planes
 
 

@@ -6,12 +6,14 @@ decoded candidates the ones that are kept. Policy only: no network maths, no eng
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from masklet.errors import InputError
-from masklet.pipeline.preprocess import mask_input
+from masklet.pipeline.preprocess import mask_input, padded_size
 from masklet.types import Candidates, Prompts
 
 BOX_LABELS = (2, 3)
@@ -40,35 +42,86 @@ def make_prompts(
     two points before the others; a padding point closes the list unless there are no points at all. Raises
     InputError for anything that can't be meant.
     """
+    given = check_prompts(point_coords, point_labels, box, mask_input, size_hw, image_size, normalize_coords)
+    frame_wh = np.array(given.frame_hw[::-1], np.float32)
+    return given.in_order(("box", "points", "padding"), lambda xy: xy / frame_wh * np.float32(image_size))
+
+
+def make_padded_prompts(
+    point_coords: Any,
+    point_labels: Any,
+    box: Any,
+    mask_input: Any,
+    *,
+    size_hw: tuple[int, int],
+    image_size: int,
+    normalize_coords: bool = True,
+) -> Prompts:
+    """`make_prompts` for SAM, where the picture keeps its shape: points come before a box's corners, and are
+    padded if there is no box."""
+    given = check_prompts(point_coords, point_labels, box, mask_input, size_hw, image_size, normalize_coords)
+    height, width = padded_size(size_hw, image_size)
+    scale = np.array([width / given.frame_hw[1], height / given.frame_hw[0]])
+    order = ("points", "padding") if given.corners is None else ("points", "box")
+    return given.in_order(order, lambda xy: xy * scale)
+
+
+@dataclass(frozen=True, eq=False)
+class GivenPrompts:
+    """Prompts of B objects as users give them, checked: `coords` (B, N, 2) and `labels` (B, N), `corners` (B,
+    2, 2) of boxes, `mask` (1 or B, 1, h, w); each may be None. `frame_hw` is what coordinates are relative
+    to."""
+
+    coords: np.ndarray | None
+    labels: np.ndarray | None
+    corners: np.ndarray | None
+    mask: np.ndarray | None
+    frame_hw: tuple[int, int]
+
+    def in_order(self, order: Sequence[str], to_input: Callable[[np.ndarray], np.ndarray]) -> Prompts:
+        """Of "points", "box" and "padding" (one point) those that are there, in this order; with only a mask,
+        none of them. `to_input` takes coordinates to pixels of the model input."""
+        parts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        if self.coords is not None and self.labels is not None:
+            parts["points"] = self.coords, self.labels
+        if self.corners is not None:
+            parts["box"] = self.corners, np.tile(np.array(BOX_LABELS), (len(self.corners), 1))
+        batch = next(
+            (len(coords) for coords, _ in parts.values()), 1 if self.mask is None else len(self.mask)
+        )
+        if not parts:
+            return Prompts(np.zeros((batch, 0, 2), np.float32), np.zeros((batch, 0), np.int64), self.mask)
+        parts["padding"] = np.zeros((batch, 1, 2)), np.full((batch, 1), PADDING_LABEL)
+        chosen = [parts[name] for name in order if name in parts]
+        coords = np.concatenate([to_input(coords) for coords, _ in chosen], axis=1)
+        labels = np.concatenate([labels for _, labels in chosen], axis=1)
+        return Prompts(coords.astype(np.float32), labels.astype(np.int64), self.mask)
+
+
+def check_prompts(
+    point_coords: Any,
+    point_labels: Any,
+    box: Any,
+    mask_input: Any,
+    size_hw: tuple[int, int],
+    image_size: int,
+    normalize_coords: bool,
+) -> GivenPrompts:
+    """Prompts that can be meant, as arrays. Raises InputError."""
     frame = size_hw if normalize_coords else (1, 1)
     coords, labels = _points(point_coords, point_labels, frame)
     corners = _boxes(box, frame)
     mask = _mask(mask_input, image_size // 4)
-
-    if corners is not None:
-        if coords is not None and len(coords) != len(corners):
-            raise InputError(
-                f"Got points for {len(coords)} object(s) and {len(corners)} box(es); give as many of each."
-            )
-        box_labels = np.tile(np.array(BOX_LABELS), (len(corners), 1))
-        coords = corners if coords is None else np.concatenate([corners, coords], axis=1)
-        labels = box_labels if labels is None else np.concatenate([box_labels, labels], axis=1)
-
-    if coords is None or labels is None:
-        batch = 1 if mask is None else len(mask)
-        return Prompts(np.zeros((batch, 0, 2), np.float32), np.zeros((batch, 0), np.int64), mask)
-    if mask is not None and len(mask) not in (1, len(coords)):
+    if corners is not None and coords is not None and len(coords) != len(corners):
         raise InputError(
-            f"Got {len(mask)} mask inputs for {len(coords)} object(s); give one, or one for each."
+            f"Got points for {len(coords)} object(s) and {len(corners)} box(es); give as many of each."
         )
-
-    scaled = coords / np.array([frame[1], frame[0]], np.float32) * np.float32(image_size)
-    padding = ((0, 0), (0, 1))
-    return Prompts(
-        np.pad(scaled, (*padding, (0, 0))).astype(np.float32),
-        np.pad(labels, padding, constant_values=PADDING_LABEL).astype(np.int64),
-        mask,
-    )
+    objects = corners if coords is None else coords
+    if mask is not None and objects is not None and len(mask) not in (1, len(objects)):
+        raise InputError(
+            f"Got {len(mask)} mask inputs for {len(objects)} object(s); give one, or one for each."
+        )
+    return GivenPrompts(coords, labels, corners, mask, frame)
 
 
 def object_points(
@@ -140,6 +193,12 @@ def choose_masks(candidates: Candidates, multimask_output: bool) -> tuple[np.nda
     chosen = np.where(stability(logits[:, 0]) >= STABILITY_THRESHOLD, 0, best)
     rows = np.arange(len(logits))
     return logits[rows, chosen][:, None], iou[rows, chosen][:, None]
+
+
+def choose_by_token(candidates: Candidates, multimask_output: bool) -> tuple[np.ndarray, np.ndarray]:
+    """`choose_masks` for SAM: a single mask is always the single-mask token's."""
+    kept = slice(1, None) if multimask_output else slice(0, 1)
+    return candidates.logits[:, kept], candidates.iou[:, kept]
 
 
 def stability(logits: np.ndarray) -> np.ndarray:

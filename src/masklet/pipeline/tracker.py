@@ -50,6 +50,7 @@ class Tracker:
         clip where it is known; it matters for clips under 16 frames only. The rest as in `VideoPredictor`."""
         if num_frames is not None and (not is_whole(num_frames) or num_frames < 1):
             raise InputError(f"num_frames is {num_frames!r}; give 1 or more, or None for an open end.")
+        model.check_tracks()
         self.model = model
         self.num_frames = num_frames
         self.fill_hole_area = fill_hole_area

@@ -60,6 +60,7 @@ class VideoPredictor:
         """
         if state not in STATES:
             raise InputError(f"state is {state!r}; allowed is {', '.join(map(repr, STATES))}.")
+        model.check_tracks()
         self.model = model
         self.fill_hole_area = fill_hole_area
         self.non_overlap_masks = non_overlap_masks

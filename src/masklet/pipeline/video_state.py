@@ -38,7 +38,7 @@ class InferenceState:
         self.size_hw = source.size_hw
         self.kind = kind
         self.tracks: dict[int, ObjectTrack] = {}
-        side, tokens = model.image_size // 4, len(model.orders[2].slots)
+        side, tokens = model.image_size // 4, model.config.memory_places(model.image_size).count
         budget = STATE_BUDGET if kind == "disk" else None
         self.store = record_store(tokens, model.config.memory_dim, model.config.d_model, side, budget)
         self._model = model

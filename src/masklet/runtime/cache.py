@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from masklet.families.sam2 import Sam2Config
+from masklet.families.family import Config
 from masklet.runtime.graph import Stage, write_stage
 
 SUFFIX = ".stage"
@@ -50,7 +50,7 @@ def folder() -> Path:
     return base / "masklet"
 
 
-def load_stage(config: Sam2Config, name: str, image_size: int, dialect: str) -> Stage:
+def load_stage(config: Config, name: str, image_size: int, dialect: str) -> Stage:
     """The stage from the cache, or written now and kept. A damaged entry is replaced; a full disk is no
     error.
     """
@@ -82,7 +82,7 @@ def clear() -> int:
     return freed
 
 
-def _key(config: Sam2Config, name: str, image_size: int, dialect: str) -> str:
+def _key(config: Config, name: str, image_size: int, dialect: str) -> str:
     # The sources that write a graph are part of its identity, so an edited module can't meet an old graph.
     parts = [config.to_json(), name, str(image_size), dialect, _sources_hash(), version("onnxruntime")]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]

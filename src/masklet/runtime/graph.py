@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from masklet.errors import EngineError
-from masklet.families.sam2 import Sam2Config
+from masklet.families.family import Config
+from masklet.families.table import family_of
 
 OPSET = 20
 IR_VERSION = 10
@@ -69,19 +70,19 @@ class Stage:
         )
 
 
-def write_stage(config: Sam2Config, name: str, image_size: int, dialect: str) -> Stage:
+def write_stage(config: Config, name: str, image_size: int, dialect: str) -> Stage:
     """Record a stage; `dialect` is "fused", "portable" or "plain" (see `model.layers`)."""
     import onnx_ir as ir
     from onnxscript import GraphBuilder
 
-    from masklet.families.sam2_stages import STAGES, Sam2
     from masklet.model.layers import Ops, static_shape
 
     graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET, "com.microsoft": 1}, name=name)
-    network = Sam2(config)
+    assembly = family_of(config).network()
+    network = assembly.NETWORK(config)
     parameters = dict(network.named_parameters())
     op = Ops(GraphBuilder(graph), dialect, {id(value): key for key, value in parameters.items()})  # type: ignore[arg-type]
-    outputs = {**STAGES[name](op, network, config, image_size), **op.taps}
+    outputs = {**assembly.STAGES[name](op, network, config, image_size), **op.taps}
     for output_name, value in outputs.items():
         value.name = output_name
         graph.outputs.append(value)
