@@ -55,7 +55,7 @@ def test_the_python_block(folder, monkeypatch, capsys):
     assert str(names["masks"].shape) in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("index", [0, 1, 2])
 def test_the_command_lines(index, folder, monkeypatch):
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("masklet ")]
     arguments = [*shlex.split(lines[index], comments=True), "--model", "tiny.safetensors"]
@@ -66,6 +66,8 @@ def test_the_command_lines(index, folder, monkeypatch):
     if index == 0:
         assert np.asarray(Image.open("mask.png")).shape == PICTURE_HW
         assert Path("overlay.png").exists()
+    elif index == 2:
+        assert Path("masks.json").exists()
     else:
         with masklet.open_video("seen.mp4") as seen:
             assert (seen.num_frames, seen.size_hw) == (FRAMES, PICTURE_HW)

@@ -189,9 +189,7 @@ def transformers_model(variant: str, size: int) -> Any:
 def test_names_and_shapes_of_transformers(name: str) -> None:
     with torch.device("meta"):  # names only, no values
         theirs = transformers_model(name, 1024)
-    meta = {
-        key: SimpleNamespace(shape=tuple(x.shape), dtype="f32") for key, x in theirs.state_dict().items()
-    }
+    meta = {key: SimpleNamespace(shape=tuple(x.shape), dtype="f32") for key, x in theirs.state_dict().items()}
     checkpoint: Any = SimpleNamespace(
         path=Path("model.safetensors"),
         tensors=meta,
