@@ -154,7 +154,7 @@ def tracked(model: masklet.Model, clip: Any, objects: int, tally: Tally) -> None
                 tally.add("J where seen", iou(mask, truth))
 
 
-# ------------------------------------------------------------------------------------------------------ output
+# ----------------------------------------------------------------------------------------------------- output
 
 
 def table(report: dict[str, Any]) -> str:
