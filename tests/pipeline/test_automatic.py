@@ -129,6 +129,17 @@ def test_the_batch_size_changes_nothing(searching_model, image, batch):
         np.testing.assert_array_equal(got["segmentation"], wanted["segmentation"])
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"adaptive": True}, {"use_m2m": True, "points_per_batch": 2}], ids=str
+)
+def test_the_number_of_threads_changes_nothing(searching_model, image, settings):
+    expected = generate(searching_model, image, **settings)
+    model = masklet.load(searching_model.source, threads=3)
+    for got, wanted in zip(generate(model, image, **settings), expected, strict=True):
+        np.testing.assert_array_equal(got["segmentation"], wanted["segmentation"])
+        assert got["point_coords"] == wanted["point_coords"]
+
+
 def test_points_whose_score_is_too_low_are_never_drawn(searching_model, image, monkeypatch):
     drawn = []
     draw = PicturePoints.draw

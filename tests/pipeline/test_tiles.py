@@ -101,6 +101,22 @@ def test_two_masks_of_one_tile_are_never_united():
     assert len(joiner.joined()) == 2
 
 
+def test_not_even_through_a_chain_of_tiles():
+    """One mask of the first tile agrees with one of the second, another with one of the third, and the
+    second's and the third's agree with each other."""
+    tiles = [(0, 0, 64, 64), (48, 0, 112, 64), (0, 48, 64, 112)]
+    first, second, third, fourth = np.zeros((4, 112, 112), bool)
+    first[10:20, 48:64] = True
+    second[10:20, 48:64], second[52:60, 48:64] = True, True
+    third[50:60, 10:40], third[52:60, 48:64] = True, True
+    fourth[50:60, 10:40] = True
+    joiner = TileJoiner()
+    joiner.add(tiles[0], [cut(first, tiles[0]), cut(fourth, tiles[0])])
+    joiner.add(tiles[1], [cut(second, tiles[1])])
+    joiner.add(tiles[2], [cut(third, tiles[2])])
+    assert sorted(one.area for one in joiner.joined()) == [288, 428]
+
+
 def test_scores_are_means_by_area():
     size_hw, tiles = (64, 112), tiles_of((64, 112), 64, 16)
     bar = np.zeros(size_hw, bool)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -192,22 +193,28 @@ class AutomaticMaskGenerator:
         points = self.point_grids[crop.layer] * np.array([x1 - x0, y1 - y0])
 
         found: list[FoundMask] = []
-        for chunk in self._chunks(points, crop, found):
-            found += [
-                moved
-                for moved in (one.moved(crop.box_xyxy[:2]) for one in search.masks_at(chunk))
-                if not is_cut_off(moved, (pixels.shape[0], pixels.shape[1]))
-            ]
-            counter.add(len(chunk))
+        workers = min(self._decoder.workers, self.points_per_batch)
+        size = min(self.points_per_batch // workers, POINTS_AT_ONCE)
+        with ThreadPoolExecutor(workers) as pool:
+            for part in self._parts(points, crop, found):
+                chunks = [part[start : start + size] for start in range(0, len(part), size)]
+                waiting = [pool.submit(search.masks_at, chunk) for chunk in chunks]
+                try:
+                    for chunk, future in zip(chunks, waiting, strict=True):
+                        moved = [one.moved((x0, y0)) for one in future.result()]
+                        found += [one for one in moved if not is_cut_off(one, pixels.shape[:2])]
+                        counter.add(len(chunk))
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
         counter.finish_crop(len(points))
         return _best(found, [one.predicted_iou for one in found], self.box_nms_thresh)
 
-    def _chunks(self, points: np.ndarray, crop: Crop, found: list[FoundMask]) -> Iterator[np.ndarray]:
-        """The crop's points (N, 2), in its pixels, some at a time. An adaptive search leaves out those in
-        masks that were `found` meanwhile."""
-        size = min(self.points_per_batch, POINTS_AT_ONCE)
+    def _parts(self, points: np.ndarray, crop: Crop, found: list[FoundMask]) -> Iterator[np.ndarray]:
+        """The crop's points (N, 2), in its pixels: all, or in an adaptive search one part after the other
+        without those that lie in masks that were `found` meanwhile."""
         if not self.adaptive:
-            yield from (points[start : start + size] for start in range(0, len(points), size))
+            yield points
             return
         covered, seen = np.zeros(crop.size_hw, np.bool_), 0
         for part in coarse_to_fine(math.isqrt(len(points))):
@@ -215,8 +222,7 @@ class AutomaticMaskGenerator:
                 _cover(covered, one, crop)
             seen = len(found)
             column, row = points[part].astype(np.intp).T
-            rest = points[part][~covered[row, column]]
-            yield from (rest[start : start + size] for start in range(0, len(rest), size))
+            yield points[part][~covered[row, column]]
 
     def _record(self, found: FoundMask, size_hw: tuple[int, int]) -> dict[str, Any]:
         x0, y0, x1, y1 = found.box_xyxy

@@ -141,7 +141,7 @@ def _extremes(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return extremes[0], extremes[1]
 
 
-def is_cut_off(found: FoundMask, size_hw: tuple[int, int]) -> bool:
+def is_cut_off(found: FoundMask, size_hw: tuple[int, ...]) -> bool:
     """Whether the mask comes near to an edge of its crop that is not also one of the picture (H, W)."""
     edges = zip(found.outermost_xyxy(), found.crop_xyxy, (0, 0, size_hw[1], size_hw[0]), strict=True)
     return any(

@@ -6,8 +6,6 @@ its masks are drawn is exact: no mask can come from it whose predicted IoU would
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,12 +30,11 @@ class Rules:
 
 
 class PointSearch:
-    """Masks for points on one picture."""
+    """Masks for points on one picture; several threads may use it at a time."""
 
     def __init__(self, model: Model, features: ImageFeatures, points: PicturePoints, rules: Rules) -> None:
         self._model, self._features, self._points, self._rules = model, features, points, rules
         self._conventions = conventions_of(model.config)
-        self._workers = model.threads or os.cpu_count() or 1
 
     def masks_at(self, points_xy: np.ndarray) -> list[FoundMask]:
         """All masks of some points (N, 2) that are good and stable, in the order of the points."""
@@ -70,7 +67,7 @@ class PointSearch:
         return np.concatenate([logits for logits, _ in parts]), np.concatenate([iou for _, iou in parts])
 
     def _measured(self, logits: np.ndarray, iou: np.ndarray, xy: np.ndarray) -> list[FoundMask]:
-        """Those of the logits (B, h, w) that are stable at the picture's size; several at a time."""
+        """Those of the logits (B, h, w) that are stable at the picture's size."""
         size_hw = self._features.size_hw
 
         def measured(plane: np.ndarray) -> Measured | None:
@@ -78,11 +75,6 @@ class PointSearch:
             resizing = Resizing((plane.shape[0], plane.shape[1]), size_hw)
             return measure(plane, resizing, self._rules.limits)
 
-        if self._workers == 1 or len(logits) < 2:
-            results = [measured(plane) for plane in logits]
-        else:
-            with ThreadPoolExecutor(min(self._workers, len(logits))) as pool:
-                results = list(pool.map(measured, logits))
         return [
             FoundMask.of(
                 one.pixels,
@@ -92,7 +84,7 @@ class PointSearch:
                 point_xy=(float(point[0]), float(point[1])),
                 crop_xyxy=(0, 0, size_hw[1], size_hw[0]),
             )
-            for one, score, point in zip(results, iou, xy, strict=True)
+            for one, score, point in zip(map(measured, logits), iou, xy, strict=True)
             if one is not None
         ]
 
