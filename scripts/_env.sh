@@ -109,6 +109,7 @@ install_reference() {
   install --no-deps torchvision==0.29.2
   SAM2_BUILD_CUDA=0 install --no-build-isolation --no-deps sam2==1.1.0
   install --no-deps segment-anything==1.0
+  install 'opencv-python-headless>=4.10' # segment-anything's mask generator removes small regions with it
   # EdgeTAM's package is called sam2 too: beside the others, for processes that are told of it.
   install --no-deps --upgrade --target "$bin/../edgetam" edgetam-dimos==1.0.1 timm==1.0.31
   install 'transformers>=5.20,<6' openvino==2026.4.1 'pytest>=8.2' scipy
