@@ -128,7 +128,7 @@ class TestLosses:
         logits, target = torch.randn(2, 3, 8, 8), (torch.rand(2, 1, 8, 8) > 0.5).float()
         p, t = logits.sigmoid(), target.expand(2, 3, 8, 8)
         truth = p * t + (1 - p) * (1 - t)
-        alpha = 0.25 * t + 0.75 * (1 - t)
+        alpha = 0.75 * t + 0.25 * (1 - t)
         expected = (-alpha * (1 - truth) ** 2 * truth.log()).mean(dim=(2, 3))
         assert torch.allclose(load("losses").focal_loss(logits, target), expected, atol=1e-5)
 
