@@ -205,6 +205,88 @@ class TestNetwork:
         # Absent objects' parameters learn where the network says "absent", which is by chance here.
         assert idle <= {"no_mem_pos_enc", "no_obj_ptr", "no_obj_embed_spatial"}
 
+    def test_a_trunk_can_learn_alone(self, torch):
+        network, steps, batches = load("network"), load("steps"), load("batches")
+        model, device = network.build(network.NANO, 128), torch.device("cpu")
+        similarity = load("similarity").Similarity(network.NANO.d_model)
+        still = batches.still_batch(batches.Source(Path("nothing"), "train", 128, 0, 0.01, 1.0), 0, 2)
+        losses = steps.still_losses(model, still, None, device, similarity)
+        assert float(losses.dice) == 0 < float(losses.likeness.detach())
+        losses.total(1.0).backward()
+        learning = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+        assert learning == {"image_encoder", "sam_mask_decoder"}
+        assert model.sam_mask_decoder.transformer.layers[0].self_attn.q_proj.weight.grad is None
+
+    def test_a_click_attends_near_its_place_before_any_training(self, torch):
+        network = load("network")
+        torch.manual_seed(0)
+        model = network.build(network.NANO, 256)
+        attention = model.sam_mask_decoder.transformer.layers[0].cross_attn_token_to_image
+        place = model.sam_prompt_encoder.get_dense_pe().flatten(2)[0].T  # (256, C), 16 x 16 cells
+        heads = len(network.TO_IMAGE)
+        with torch.no_grad():
+            query, key = (
+                projection(place).view(256, attention.num_heads, -1)[:, :heads].transpose(0, 1)
+                for projection in (attention.q_proj, attention.k_proj)
+            )
+            weights = (query @ key.mT / query.shape[-1] ** 0.5).softmax(dim=-1).mean(0)
+        rows, columns = torch.arange(256) // 16, torch.arange(256) % 16
+        near = ((rows[:, None] - rows).abs() <= 2) & ((columns[:, None] - columns).abs() <= 2)
+        assert float((weights * near).sum(1).mean()) > 0.75  # 0.1 if all places were alike
+
+
+class TestSimilarity:
+    def test_cells_that_tell_objects_apart_cost_less(self):
+        torch = pytest.importorskip("torch")
+        pytest.importorskip("sam2")
+        similarity = load("similarity")
+        torch.manual_seed(0)
+        decoder = load("network").build(load("network").NANO, 128).sam_mask_decoder
+        head = similarity.Similarity(128)
+        left = torch.zeros(1, 32, 32)
+        left[:, :, :16] = 1
+        target, owners = torch.cat([left, 1 - left]), torch.zeros(2, dtype=torch.long)
+        flat = [torch.zeros(1, 16, 32, 32), torch.zeros(1, 32, 16, 16), 0.2 * torch.ones(1, 128, 8, 8)]
+        flat[2][:, ::2] *= -1
+        halves = [*flat[:2], flat[2] * torch.where(torch.arange(8) < 4, 1.0, -1.0)]
+        with torch.no_grad():
+            assert head(decoder, halves, target, owners) < head(decoder, flat, target, owners) - 0.3
+
+    def test_only_levels_above_their_limits_cost(self):
+        torch = pytest.importorskip("torch")
+        pytest.importorskip("sam2")
+        excess = load("similarity")._excess
+        small = [torch.full((1, 2, 2, 2), 0.2)] * 3
+        assert float(excess(small)) == 0 < float(excess([small[0] * 50, *small[1:]]))
+
+
+class TestMuon:
+    def test_updates_are_nearly_orthogonal_and_shared_between_processes(self):
+        torch = pytest.importorskip("torch")
+        optimiser = load("optimiser")
+        matrix = torch.randn(48, 20, generator=torch.Generator().manual_seed(0))
+        values = torch.linalg.svdvals(optimiser.orthogonal(matrix))
+        assert 0.5 < float(values.min()) < float(values.max()) < 1.3
+        shapes = [torch.zeros(n, 16) for n in (16, 400, 32, 64, 128, 16)]
+        shares = [optimiser._share(shapes, rank, 3) for rank in range(3)]
+        assert sorted(index for share in shares for index in share) == list(range(6))
+        assert {1} in shares  # the costliest is one process's whole share
+
+    def test_it_fits_a_linear_map(self):
+        torch = pytest.importorskip("torch")
+        generator = torch.Generator().manual_seed(0)
+        weight = torch.nn.Parameter(torch.zeros(16, 24))
+        wanted, inputs = torch.randn(16, 24, generator=generator), torch.randn(256, 24, generator=generator)
+        muon = load("optimiser").Muon([weight], lr=0.05, weight_decay=0.0)
+        first = None
+        for _ in range(120):
+            loss = (inputs @ (weight - wanted).T).square().mean()
+            first = first or float(loss.detach())
+            muon.zero_grad()
+            loss.backward()
+            muon.step()
+        assert float(loss.detach()) < 0.1 * first
+
 
 def test_a_run_stops_resumes_and_exports(tmp_path, monkeypatch):
     """Two short runs of one folder: the second one goes on with the step of the first as a new cycle."""

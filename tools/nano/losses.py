@@ -20,6 +20,7 @@ import torch.nn.functional as F
 FOCAL_WEIGHT = 5.0
 FOCAL_ALPHA, FOCAL_GAMMA = 0.75, 2.0
 STRIDE = 4  # pixels per cell of the logits
+NONE = torch.zeros(())
 
 
 class Losses(NamedTuple):
@@ -29,10 +30,11 @@ class Losses(NamedTuple):
     dice: torch.Tensor
     iou: torch.Tensor
     score: torch.Tensor
+    likeness: torch.Tensor = NONE  # of `similarity.py`
 
-    def total(self) -> torch.Tensor:
+    def total(self, likeness: float = 0.0) -> torch.Tensor:
         """The weighted sum."""
-        return FOCAL_WEIGHT * self.focal + self.dice + self.iou + self.score
+        return FOCAL_WEIGHT * self.focal + self.dice + self.iou + self.score + likeness * self.likeness
 
 
 def mean_losses(losses: list[Losses]) -> Losses:

@@ -24,7 +24,23 @@ from masklet.model.config import HieraConfig
 
 EMBEDDING_STRIDE = 16  # pixels per token of the image embedding
 LAYER_SCALE = 1e-2  # of the fuser at the start; published is 1e-6, which a short training never leaves
-POINTING = 1.5  # gain of the projections that find a click's place
+READING_RIDGE = 0.03  # keeps weights that read a place small, so that they hardly see the picture's content
+TO_IMAGE = (
+    0.08,
+    0.08,
+    0.12,
+    0.12,
+    0.2,
+    0.2,
+)  # widths of what heads see around a click; the picture is 2 wide
+TO_TOKENS = (0.2, 0.2, 0.4, 0.4)
+CONTENT = 0.2  # gain of the neck at the start: what is seen must not drown out where it is
+NORM_GAIN, VALUE_GAIN, SELF_GAIN = (
+    0.25,
+    3.0,
+    2.0,
+)  # of the transformer's norms, values and first self-attention
+LABEL_SPREAD = 0.1  # of labels' embeddings at the start: large ones would hide the place
 MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1, as published
 STD = (0.229, 0.224, 0.225)
 
@@ -165,9 +181,11 @@ def _memory_encoder(config: Sam2Config) -> MemoryEncoder:
 
 
 def _initialise(model: Any) -> None:
-    """Transformer initialisation: narrow normal weights, positions not zero.
+    """Transformer initialisation, and prompts that point from the first step on.
 
-    torch's default for linear layers makes attention start too flat and its biases random.
+    torch's default for linear layers makes attention start too flat and its biases random. In the mask
+    decoder, content and place are added up and share the projections: with the norms' gains at one a click
+    hardly finds its own place (`_see_places`), so they start low, and values are enlarged in their stead.
     """
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
@@ -175,22 +193,66 @@ def _initialise(model: Any) -> None:
             if module.bias is not None:
                 torch.nn.init.zeros_(module.bias)
         elif isinstance(module, torch.nn.Embedding) and "sam_" in name:
-            torch.nn.init.normal_(module.weight, std=0.5)
-    for layer in model.sam_mask_decoder.transformer.layers:
-        _point_at_places(layer.cross_attn_token_to_image)
-        _point_at_places(layer.cross_attn_image_to_token)
-    _point_at_places(model.sam_mask_decoder.transformer.final_attn_token_to_image)
+            torch.nn.init.normal_(module.weight, std=LABEL_SPREAD if "point_embeddings" in name else 0.5)
+    for lateral in model.image_encoder.neck.convs[:2]:  # those of strides 32 and 16
+        lateral.conv.weight.data.mul_(CONTENT)
+        lateral.conv.bias.data.zero_()
+    transformer, encoding = model.sam_mask_decoder.transformer, model.sam_prompt_encoder.pe_layer
+    for layer in transformer.layers:
+        _see_places(layer.cross_attn_token_to_image, encoding, TO_IMAGE)
+        _see_places(layer.cross_attn_image_to_token, encoding, TO_TOKENS)
+        for norm in (layer.norm1, layer.norm2, layer.norm3, layer.norm4):
+            norm.weight.data.fill_(NORM_GAIN)
+        for attention in (layer.self_attn, layer.cross_attn_token_to_image, layer.cross_attn_image_to_token):
+            attention.v_proj.weight.data.mul_(VALUE_GAIN)
+    _see_places(transformer.final_attn_token_to_image, encoding, TO_IMAGE)
+    transformer.final_attn_token_to_image.v_proj.weight.data.mul_(VALUE_GAIN)
+    model.sam_mask_decoder.output_upscaling[0].weight.data.mul_(VALUE_GAIN)
+    _pass_on(transformer.layers[0].self_attn)
     trunk = model.image_encoder.trunk
     torch.nn.init.trunc_normal_(trunk.pos_embed, std=0.02)
     torch.nn.init.trunc_normal_(trunk.pos_embed_window, std=0.02)
 
 
-def _point_at_places(attention: Any) -> None:
-    """Queries and keys start alike, so that a click attends to its own place from the first step.
+def _pass_on(attention: Any) -> None:
+    """Let each token attend to itself and hand on what it is: the first self-attention has no way around."""
+    attention.q_proj.weight.data.mul_(SELF_GAIN)
+    attention.k_proj.weight.data.copy_(attention.q_proj.weight)
+    torch.nn.init.eye_(attention.v_proj.weight)
+    torch.nn.init.eye_(attention.out_proj.weight)
 
-    Both carry the same encoding of their position; with independent weights pointing must be discovered,
-    which takes the better part of a short training.
+
+def _see_places(attention: Any, encoding: Any, widths: tuple[float, ...]) -> None:
+    """Let the first heads see what is near: attention that falls off with distance like a Gaussian.
+
+    Queries and keys carry an encoding of their place, linear combinations of which are nearly x, y and their
+    squares; a product of two such is a squared distance. Left to chance, a seventh of a click's
+    attention is near it behind the first layer; so, two thirds are (pictures of 128 pixels).
     """
+    reading, offset = _place_reading(encoding)
+    channels = attention.internal_dim // attention.num_heads
+    query, key = attention.q_proj, attention.k_proj
     with torch.no_grad():
-        attention.q_proj.weight.mul_(POINTING)
-        attention.k_proj.weight.copy_(attention.q_proj.weight)
+        for head, width in enumerate(widths):
+            gain = channels**0.25 / width
+            first = head * channels
+            for projection in (query, key):
+                projection.weight[first : first + channels] *= 0.5
+                projection.weight[first : first + 2] = gain * reading[:2]
+                projection.bias[first : first + 2] = gain * offset[:2]
+            query.weight[first + 2] = 0
+            query.bias[first + 2] = gain
+            key.weight[first + 2] = -gain * reading[2]
+            key.bias[first + 2] = -gain * offset[2]
+
+
+def _place_reading(encoding: Any, grid: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    """(3, C), (3,): weights and bias that read x, y and (x * x + y * y) / 2, in -1..1, off an encoding."""
+    codes = encoding((grid, grid)).flatten(1).T.double()
+    line = (torch.arange(grid, dtype=torch.float64) + 0.5) / grid * 2 - 1
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    wanted = torch.stack([x, y, (x * x + y * y) / 2], dim=-1).flatten(0, 1)
+    centred = codes - codes.mean(0)
+    ridge = READING_RIDGE * len(codes) * torch.eye(codes.shape[1], dtype=torch.float64)
+    weight = torch.linalg.solve(centred.T @ centred + ridge, centred.T @ (wanted - wanted.mean(0))).T
+    return weight.float(), (wanted.mean(0) - weight @ codes.mean(0)).float()

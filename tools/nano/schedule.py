@@ -25,15 +25,17 @@ class Phase:
     clips: float  # share of the steps
     least: float  # share of the picture that an object must take to be prompted
     plain: float  # share of the pictures that are plain ones
+    likeness: float  # weight of the similarity of places
+    prompts: bool = True  # without, the trunk learns alone
 
 
 FROM_SCRATCH = (
-    Phase(0.15, small=True, clips=0.0, least=0.012, plain=1.0),
-    Phase(0.40, small=True, clips=0.0, least=0.012, plain=0.4),
-    Phase(0.60, small=True, clips=0.3, least=0.006, plain=0.2),
-    Phase(1.00, small=False, clips=0.3, least=LEAST, plain=0.1),
+    Phase(0.22, small=True, clips=0.0, least=0.012, plain=0.1, likeness=1.0, prompts=False),
+    Phase(0.55, small=True, clips=0.0, least=0.012, plain=0.2, likeness=0.3),
+    Phase(0.80, small=True, clips=0.35, least=0.006, plain=0.1, likeness=0.1),
+    Phase(1.00, small=False, clips=0.3, least=LEAST, plain=0.05, likeness=0.1),
 )
-FURTHER = (Phase(1.00, small=False, clips=0.4, least=LEAST, plain=0.1),)
+FURTHER = (Phase(1.00, small=False, clips=0.4, least=LEAST, plain=0.05, likeness=0.1),)
 
 
 def phase_at(progress: float, cycle: int) -> Phase:

@@ -16,10 +16,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from batches import ClipBatch, StillBatch
-from losses import Losses, correction_clicks, mask_iou, mean_losses, prompt_losses
+from losses import NONE, Losses, correction_clicks, mask_iou, mean_losses, prompt_losses
 from network import normalise
 from prompts import CELL
 from sam2.modeling.sam2_base import SAM2Base
+from similarity import Similarity
 
 CLICK, BOX, MASK = "click", "box", "mask"  # the first prompt
 LOGIT_LIMIT = 32.0  # of masks that are fed back, as the published predictor does
@@ -86,29 +87,48 @@ def _pointwise(x: torch.Tensor, *convolutions: Any) -> torch.Tensor:
     return F.linear(x, weight, bias).permute(0, 3, 1, 2)
 
 
-def still_losses(model: SAM2Base, batch: StillBatch, plan: StillPlan, device: torch.device) -> Losses:
-    """Losses of all rounds on pictures, their mean."""
+def still_losses(
+    model: SAM2Base,
+    batch: StillBatch,
+    plan: StillPlan | None,
+    device: torch.device,
+    similarity: Similarity | None = None,
+) -> Losses:
+    """Losses of all rounds on pictures, their mean, none without a plan; and of the similarity of places."""
     target = _target(batch.coverages, device)
-    rounds = list(still_rounds(model, batch, target, plan, device))
-    return mean_losses([prompt_losses(logits, iou, score, target) for logits, iou, score in rounds])
+    encoded, owners = _encode_stills(model, batch, device)
+    losses = Losses(NONE, NONE, NONE, NONE)
+    if plan:
+        rounds = list(still_rounds(model, encoded.of(owners), batch, target, plan))
+        losses = mean_losses([prompt_losses(logits, iou, score, target) for logits, iou, score in rounds])
+    if similarity:
+        likeness = similarity(model.sam_mask_decoder, encoded.levels, target, owners)
+        losses = losses._replace(likeness=likeness)
+    return losses
 
 
 def still_ious(model: SAM2Base, batch: StillBatch, plan: StillPlan, device: torch.device) -> torch.Tensor:
     """(rounds, O): IoU of the masks that a user would get."""
     target = _target(batch.coverages, device)
+    encoded, owners = _encode_stills(model, batch, device)
     found = []
-    for logits, iou, _ in still_rounds(model, batch, target, plan, device):
+    for logits, iou, _ in still_rounds(model, encoded.of(owners), batch, target, plan):
         found.append(mask_iou(_best(logits, iou), target[:, None])[:, 0])
     return torch.stack(found)
 
 
+def _encode_stills(model: SAM2Base, batch: StillBatch, device: torch.device) -> tuple[Encoded, torch.Tensor]:
+    """The pictures' features, and the picture of each object, (O,)."""
+    each = len(batch.coverages) // len(batch.images)
+    owners = torch.arange(len(batch.coverages), device=device) // each
+    return encode(model, torch.from_numpy(batch.images).to(device)), owners
+
+
 def still_rounds(
-    model: SAM2Base, batch: StillBatch, target: torch.Tensor, plan: StillPlan, device: torch.device
+    model: SAM2Base, encoded: Encoded, batch: StillBatch, target: torch.Tensor, plan: StillPlan
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Logits (O, M, H, W), IoUs (O, M) and object scores (O, 1) of each round of prompts."""
-    encoded = encode(model, torch.from_numpy(batch.images).to(device))
-    each = len(target) // len(batch.images)
-    encoded = encoded.of(torch.arange(len(target), device=device) // each)
+    """Logits (O, M, H, W), IoUs (O, M) and object scores (O, 1) of each round; features of each object."""
+    device = target.device
     embedding = encoded.levels[-1] + model.no_mem_embed.view(1, -1, 1, 1)
 
     coords, labels = first_prompt(BOX if plan.first == BOX else CLICK, batch.clicks, batch.boxes, device)

@@ -28,7 +28,9 @@ import torch.distributed as dist
 from batches import ClipBatch, Source, StillBatch, clip_batch, still_batch
 from losses import Losses
 from network import NANO, build, parameter_count, set_size
+from optimiser import Muon, is_hidden_matrix
 from schedule import LEAST, learning_rate, phase_at, phase_size
+from similarity import Similarity
 from steps import BOX, CLICK, MASK, ClipPlan, StillPlan, clip_ious, clip_losses, still_ious, still_losses
 
 PEAK_RATE = 1e-3
@@ -37,7 +39,7 @@ GRADIENT_NORM = 1.0
 EMA_DECAY = 0.999
 PICTURES_PER_CLIP = 6  # of a batch: a clip costs about as much
 FIRST_PROMPTS, FIRST_SHARES = (CLICK, BOX, MASK), (0.5, 0.3, 0.2)
-CORRECTION_SHARES = (0.2, 0.4, 0.25, 0.15)  # of 0, 1, 2, 3 corrections
+CORRECTION_SHARES = (0.35, 0.35, 0.2, 0.1)  # of 0, 1, 2, 3 corrections
 SAVE_EVERY, EVALUATE_EVERY = 180, 1200  # seconds
 LOG_EVERY = 20  # steps
 HELD_STILLS, HELD_CLIPS, HELD_FRAMES = 64, 8, 8
@@ -51,10 +53,11 @@ class Order:
     size: int
     least: float  # share of the picture of the smallest object that is prompted
     plain: float  # share of plain pictures
+    likeness: float  # weight of the similarity of places
     first: int  # number of the first scene, of all processes together
     count: int  # scenes for each process
     frames: int  # 0: pictures
-    still: StillPlan
+    still: StillPlan | None  # None: the trunk learns alone
     clip: ClipPlan
 
 
@@ -86,14 +89,24 @@ class Trainer:
         torch.manual_seed(self.options.seed)
         self.model = build(NANO, self.options.size).to(self.device)
         self.ema = {name: value.clone() for name, value in self.model.state_dict().items()}
-        decayed = [p for p in self.model.parameters() if p.ndim > 1]
-        others = [p for p in self.model.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW(
-            groups, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY, fused=True
-        )
+        self.similarity = Similarity(NANO.d_model).to(self.device)
+        self.parameters = [*self.model.parameters(), *self.similarity.parameters()]
+        self.optimisers = self._optimisers()
         self.path = self.options.run / "checkpoint.pt"
         self._load()
+
+    def _optimisers(self) -> list[torch.optim.Optimizer]:
+        matrices = [p for name, p in self.model.named_parameters() if is_hidden_matrix(name, p)]
+        known = {id(parameter) for parameter in matrices}
+        rest = [parameter for parameter in self.parameters if id(parameter) not in known]
+        groups = [
+            {"params": [p for p in rest if p.ndim > 1]},
+            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return [
+            torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY, fused=True),
+            Muon(matrices, PEAK_RATE, WEIGHT_DECAY, self.rank, self.world),
+        ]
 
     def _load(self) -> None:
         """Weights of --init, then a checkpoint, if there is one."""
@@ -108,7 +121,9 @@ class Trainer:
         if self.options.resume and self.path.exists():
             saved = torch.load(self.path, map_location=self.device, weights_only=True)
             self.model.load_state_dict(saved["model"])
-            self.optimiser.load_state_dict(saved["optimiser"])
+            self.similarity.load_state_dict(saved["similarity"])
+            for optimiser, content in zip(self.optimisers, saved["optimisers"], strict=True):
+                optimiser.load_state_dict(content)
             self.ema = saved["ema"]
             self.state = State(**saved["state"])
             if self.state.seconds >= 60 * self.state.minutes or self.state.minutes != minutes:
@@ -124,7 +139,8 @@ class Trainer:
         content = {
             "model": self.model.state_dict(),
             "ema": self.ema,
-            "optimiser": self.optimiser.state_dict(),
+            "similarity": self.similarity.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "state": vars(self.state),
         }
         part = self.path.with_suffix(".part")
@@ -158,13 +174,15 @@ class Trainer:
         if frames:
             count = max(1, count // PICTURES_PER_CLIP)
         first_prompt = str(rng.choice(FIRST_PROMPTS, p=FIRST_SHARES))
-        still = StillPlan(first_prompt, int(rng.choice(4, p=CORRECTION_SHARES)), bool(rng.random() < 0.8))
+        corrections, feedback = int(rng.choice(4, p=CORRECTION_SHARES)), bool(rng.random() < 0.8)
+        still = StillPlan(first_prompt, corrections, feedback) if phase.prompts else None
         correct_at = int(rng.integers(1, frames)) if frames and rng.random() < 0.3 else None
         order = Order(
             step=state.step,
             size=phase_size(phase, self.options.size),
             least=phase.least,
             plain=phase.plain,
+            likeness=phase.likeness,
             first=state.clips if frames else state.stills,
             count=count,
             frames=frames,
@@ -195,26 +213,28 @@ class Trainer:
         torch.manual_seed(order.step * self.world + self.rank)
         set_size(self.model, order.size)
         self.model.train()
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        self.optimiser.zero_grad(set_to_none=True)
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             if isinstance(batch, ClipBatch):
                 losses = clip_losses(self.model, batch, order.clip, self.device)
             else:
-                losses = still_losses(self.model, batch, order.still, self.device)
-        losses.total().backward()
+                losses = still_losses(self.model, batch, order.still, self.device, self.similarity)
+        losses.total(order.likeness).backward()
         self._average_gradients()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, GRADIENT_NORM)
         if torch.isfinite(norm):
-            self.optimiser.step()
+            for optimiser in self.optimisers:
+                optimiser.step()
             self._average_weights(order.step)
         return Losses(*(part.detach() for part in losses))
 
     def _average_gradients(self) -> None:
         if self.world == 1:
             return
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         flat /= self.world
@@ -315,8 +335,8 @@ def _summary(recent: list[tuple[bool, Losses]]) -> str:
     for clips, name in ((False, "stills"), (True, "clips")):
         parts = [torch.stack(list(losses)) for kind, losses in recent if kind == clips]
         if parts:
-            focal, dice, iou, score = torch.stack(parts).mean(0).tolist()
-            text += f" | {name} focal {focal:.4f} dice {dice:.3f} iou {iou:.3f} score {score:.3f}"
+            means = zip(Losses._fields, torch.stack(parts).mean(0).tolist(), strict=True)
+            text += f" | {name} " + " ".join(f"{part} {mean:.3f}" for part, mean in means)
     return text
 
 
