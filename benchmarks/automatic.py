@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import resource
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -28,7 +25,9 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent / "src"), str(HERE.parent / "tests" / "parity")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "src"), str(HERE.parent / "tests" / "parity")]
+
+import turns  # noqa: E402
 
 from masklet import testing  # noqa: E402
 
@@ -110,14 +109,16 @@ def work(options: argparse.Namespace) -> None:
     kind = PyTorch if options.work == "pytorch" else Masklet
     program = kind(options.checkpoint, options.threads, settings)
     image = testing.synthetic_scene(*PICTURE).image
-    print(json.dumps({}), flush=True)
-    for _ in sys.stdin:
+    for line in sys.stdin:
+        if line.strip() == "loaded":
+            print(json.dumps({}), flush=True)
+            continue
         started = time.perf_counter()
         records = program.generate(image)
         seconds = time.perf_counter() - started
         reply = {
             "seconds": seconds,
-            "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak": turns.peak_memory(),
             "rated": program.rated,
             "drawn": program.drawn,
             "masks": [record["segmentation"] for record in records],
@@ -131,22 +132,12 @@ class Worker:
     """A program in its own process, and what was measured of it."""
 
     name: str
-    process: subprocess.Popen
+    process: turns.Program
     seconds: list[float] = field(default_factory=list)
     reply: dict[str, Any] = field(default_factory=dict)
 
-    def read(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} ended in its turn")
-        return json.loads(line)
-
     def turn(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("generate\n")
-        self.process.stdin.flush()
-        self.reply = self.read()
+        self.reply = self.process.turn("generate")
         self.seconds.append(self.reply["seconds"])
         print(f"{self.name}: {self.seconds[-1]:.1f} s", file=sys.stderr)
 
@@ -165,8 +156,7 @@ class Worker:
 
 def write_checkpoint(path: Path) -> None:
     """Lively weights with sharper queries, as Meta publishes theirs; by a process of its own."""
-    code = f"""
-import sys; sys.path[:0] = {sys.path[:2]!r}
+    turns.run_apart(f"""
 import torch, reference; from pathlib import Path
 model = reference.build({VARIANT!r}, {SEED}, object_score_bias=2.0)
 with torch.no_grad():
@@ -174,8 +164,7 @@ with torch.no_grad():
         if name.endswith("q_proj.weight") and "self_attn" not in name:
             tensor *= {QUERY_GAIN}
 reference.save_pt(model, Path({str(path)!r}))
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+""")
 
 
 def compare(options: argparse.Namespace) -> list[Worker]:
@@ -185,20 +174,15 @@ def compare(options: argparse.Namespace) -> list[Worker]:
         write_checkpoint(checkpoint)
     workers = []
     for name in options.programs:
-        command = [sys.executable, __file__, "--work", name, "--checkpoint", str(checkpoint)]
-        command += ["--points", str(options.points), "--threads", str(options.threads)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        workers.append(Worker(name, process))
-        workers[-1].read()  # loaded
+        command = [__file__, "--work", name, "--checkpoint", checkpoint]
+        command += ["--points", options.points, "--threads", options.threads]
+        workers.append(Worker(name, turns.Program(name, command, options.threads)))
+        workers[-1].process.turn("loaded")  # one after the other
     for repeat in range(options.repeats):
-        turn = repeat % len(workers)
-        for worker in workers[turn:] + workers[:turn]:
+        for worker in turns.in_turn(workers, repeat):
             worker.turn()
     for worker in workers:
-        worker.process.communicate()
+        worker.process.end()
     return workers
 
 

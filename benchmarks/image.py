@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -32,6 +31,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "src"), str(HERE.parent / "tests" / "parity")]
 
 import rivals  # noqa: E402
+import turns  # noqa: E402
 
 from masklet import testing  # noqa: E402
 
@@ -89,8 +89,8 @@ def work(name: str, subject: rivals.Subject, answer: Path) -> None:
         if step in steps:
             steps[step]()
         seconds = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"seconds": seconds, "peak": peak, "versions": program.versions()}), flush=True)
+        reply = {"seconds": seconds, "peak": turns.peak_memory(), "versions": program.versions()}
+        print(json.dumps(reply), flush=True)
 
 
 @dataclass
@@ -98,21 +98,14 @@ class Worker:
     """A program in its own process, and what was measured of it."""
 
     name: str
-    process: subprocess.Popen
+    process: turns.Program
     answer: Path
     seconds: dict[str, list[float]] = field(default_factory=dict)
     peak: int = 0
     versions: dict[str, str] = field(default_factory=dict)
 
     def turn(self, step: str, keep: bool = True) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(step + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.name} ended in its turn {step!r}")
-        reply = json.loads(line)
+        reply = self.process.turn(step)
         self.peak, self.versions = reply["peak"], reply["versions"]
         if keep:
             self.seconds.setdefault(step, []).append(reply["seconds"])
@@ -130,46 +123,32 @@ def compare(variant: str, options: argparse.Namespace, folder: Path) -> list[Wor
     """
     checkpoint = folder / f"{variant}.pt"
     if not checkpoint.exists():
-        code = (
-            f"import sys; sys.path[:0] = {sys.path[:3]!r}\nimport rivals; from pathlib import Path\n"
+        turns.run_apart(
+            "import rivals; from pathlib import Path\n"
             f"reference = rivals.reference_of({variant!r})\n"
             f"reference.save_pt(reference.build({variant!r}), Path({str(checkpoint)!r}))"
         )
-        subprocess.run([sys.executable, "-c", code], check=True)
 
     workers = []
     of_sam = rivals.reference_of(variant).PACKAGE == "segment-anything"  # which has no other rivals here
     for name in options.programs[:2] if of_sam else options.programs:
-        command = [
-            sys.executable,
-            __file__,
-            "--work",
-            name,
-            "--checkpoint",
-            str(checkpoint),
-            "--folder",
-            str(folder),
-        ]
-        command += ["--variants", variant, "--threads", str(options.threads)]
-        environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-        process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        command = [__file__, "--work", name, "--checkpoint", checkpoint, "--folder", folder]
+        command += ["--variants", variant, "--threads", options.threads]
+        process = turns.Program(name, command, options.threads)
         workers.append(Worker(name, process, folder / f"answer-{name}.npz"))
     for worker in workers:
         worker.turn("prepare")
         worker.turn("encode", keep=False)  # warms up
         worker.turn("click", keep=False)
     for repeat in range(options.repeats):
-        turn = repeat % len(workers)
-        for worker in workers[turn:] + workers[:turn]:
+        for worker in turns.in_turn(workers, repeat):
             worker.turn("encode")
             for _ in range(CLICKS_PER_ENCODING):
                 worker.turn("click")
         print(f"{variant}: round {repeat + 1} of {options.repeats}", file=sys.stderr)
     for worker in workers:
         worker.turn("answer", keep=False)
-        worker.process.communicate()
+        worker.process.end()
     return workers
 
 

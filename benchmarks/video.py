@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -38,6 +36,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "src"), str(HERE.parent / "tests" /
 
 import flop  # noqa: E402
 import image  # noqa: E402
+import turns  # noqa: E402
 from flop import MEMORIES, POINTERS  # noqa: E402
 from image import cpu_name, gemm_rate, spread  # noqa: E402
 
@@ -171,8 +170,8 @@ def work(name: str, subject: Subject, objects: int, answer: Path) -> None:
             kept.append(np.array(logits, np.float32))
         elif turn == "answer":
             np.save(answer, np.stack(kept))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        reply = {"seconds": seconds, "peak": peak, "versions": program.versions(), "stages": program.seconds}
+        reply = {"seconds": seconds, "stages": program.seconds}
+        reply |= {"peak": turns.peak_memory(), "versions": program.versions()}
         print(json.dumps(reply), flush=True)
 
 
@@ -215,7 +214,7 @@ class Tracking:
 
     program: str
     objects: int
-    process: subprocess.Popen
+    process: turns.Program
     answer: Path
     seconds: list[float] = field(default_factory=list)
     stages: list[dict[str, float]] = field(default_factory=list)
@@ -223,14 +222,7 @@ class Tracking:
     versions: dict[str, str] = field(default_factory=dict)
 
     def turn(self, name: str) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(name + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"{self.program} with {self.objects} objects ended in its turn {name!r}")
-        reply = json.loads(line)
+        reply = self.process.turn(name)
         self.peak, self.versions = reply["peak"], reply["versions"]
         if name == "step":
             self.seconds.append(reply["seconds"])
@@ -253,20 +245,11 @@ def compare(subject: Subject, options: argparse.Namespace) -> tuple[list[Trackin
     for objects in options.objects:
         for program in PROGRAMS:
             answer = options.folder / f"video-answer-{program}-{objects}.npy"
-            command = [sys.executable, __file__, "--work", program, "--folder", str(options.folder)]
-            command += [
-                "--objects",
-                str(objects),
-                "--variants",
-                subject.variant,
-                "--rounds",
-                str(options.rounds),
-            ]
-            command += ["--threads", str(options.threads), "--warm", str(options.warm)]
-            environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "TQDM_DISABLE": "1"}
-            process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-            )
+            command = [__file__, "--work", program, "--folder", options.folder, "--objects", objects]
+            command += ["--variants", subject.variant, "--rounds", options.rounds]
+            command += ["--threads", options.threads, "--warm", options.warm]
+            name = f"{program} with {objects} objects"
+            process = turns.Program(name, command, options.threads, TQDM_DISABLE="1")
             trackings.append(Tracking(program, objects, process, answer))
     for tracking in trackings:
         started = time.perf_counter()
@@ -278,13 +261,12 @@ def compare(subject: Subject, options: argparse.Namespace) -> tuple[list[Trackin
     rates = []
     for number in range(options.rounds):
         rates.append(gemm_rate(options.threads))
-        turn = number % len(trackings)
-        for tracking in trackings[turn:] + trackings[:turn]:
+        for tracking in turns.in_turn(trackings, number):
             tracking.turn("step")
         print(f"{subject.variant}: round {number + 1} of {options.rounds}", file=sys.stderr)
     for tracking in trackings:
         tracking.turn("answer")
-        tracking.process.communicate()
+        tracking.process.end()
     return trackings, statistics.median(rates)
 
 
@@ -299,12 +281,11 @@ def prepare(variant: str, options: argparse.Namespace) -> Subject:
         raise SystemExit(f"the clip has {len(points)} objects; --objects asks for {max(options.objects)}")
     checkpoint = options.folder / f"{variant}-present.pt"
     if not checkpoint.exists():
-        code = (
-            f"import sys; sys.path[:0] = {sys.path[:3]!r}\nimport reference; from pathlib import Path\n"
+        turns.run_apart(
+            "import reference; from pathlib import Path\n"
             f"model = reference.build({variant!r}, object_score_bias={PRESENT})\n"
             f"reference.save_pt(model, Path({str(checkpoint)!r}))"
         )
-        subprocess.run([sys.executable, "-c", code], check=True)
     if not clip.exists():
         from PIL import Image
 

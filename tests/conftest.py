@@ -13,8 +13,9 @@ import logging
 import os
 import signal
 import socket
+import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,31 @@ def finding_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("finding") / "tiny.safetensors"
     write_safetensors(path, weights, {CONFIG_KEY: config.to_json()})
     return path
+
+
+@pytest.fixture(scope="session")
+def ggml_file() -> Callable[..., bytes]:
+    """Builds sam3.cpp's files (.ggml) byte by byte, from the format.
+
+    Tensors are (dimensions in row-major order, number of ggml's type, bytes) by name.
+    """
+
+    def build(
+        tensors: Mapping[str, tuple[Sequence[int], int, bytes]], *, trunk: int = 1, version: int = 1
+    ) -> bytes:
+        settings = [1024, trunk, *(7 for _ in range(55 if trunk == 1 else 74))]
+        content = bytearray(
+            b"2mas" + struct.pack(f"<{3 + len(settings)}i", version, 1, len(tensors), *settings)
+        )
+        for name, (shape, kind, data) in tensors.items():
+            encoded = name.encode()
+            content += struct.pack(f"<{3 + len(shape)}i", len(shape), len(encoded), kind, *reversed(shape))
+            content += encoded
+            content += bytes(-len(content) % 32)
+            content += data
+        return bytes(content)
+
+    return build
 
 
 def _patch_environment(patch: pytest.MonkeyPatch, folder: Path) -> None:

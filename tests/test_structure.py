@@ -40,14 +40,14 @@ MAX_README_LINES = 40
 
 # `import masklet` must cost nothing. The bound lies far under what numpy alone brings (over 100 modules).
 HEAVY = {
-    "huggingface_hub", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "PIL", "rich", "torch",
-    "typer",
+    "gguf", "huggingface_hub", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "PIL", "rich",
+    "torch", "typer",
 }  # fmt: skip
 MAX_IMPORTED_MODULES = 40
 
 # What a user with the base install lacks. They may be imported by extras and tests, inside functions.
 ABSENT = (
-    "cv2", "fastapi", "gguf", "openvino", "pycocotools", "pytest", "ray", "safetensors", "sam2",
+    "cv2", "fastapi", "openvino", "pycocotools", "pytest", "ray", "safetensors", "sam2",
     "scipy", "torch", "torchvision", "transformers", "uvicorn",
 )  # fmt: skip
 

@@ -23,7 +23,6 @@ to the stored size.
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import sys
@@ -34,27 +33,22 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "parity")]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tools"), str(ROOT / "tests" / "parity")]
 
+import golden_files  # noqa: E402
 import prompt_cases  # noqa: E402
 import reference  # noqa: E402
 import reference_sam1  # noqa: E402
+from measures import relative  # noqa: E402
 
 from masklet.testing import Scene, sampled, synthetic_scene, tiny_sam1_config, weights_sha256  # noqa: E402
 
-FOLDER = ROOT / "tests" / "golden"
-WHOLE_ELEMENTS, TRACE_ELEMENTS = (
-    8192,
-    512,
-)  # 32 KB for a final output of the encoder, 2 KB for a step on the way
+# 32 KB for a final output of the encoder, 2 KB for a step on the way.
+WHOLE_ELEMENTS, TRACE_ELEMENTS = 8192, 512
 FINAL = frozenset(("image_embed", "sam_mask_decoder.conv_s0", "sam_mask_decoder.conv_s1"))
 RETURNED = frozenset(("masks", "ious"))  # kept whole; bits compress well
-DROPPED = (
-    ".layers.",
-    ".output_hypernetworks_mlps.",
-    ".sam_tokens",
-    ".mask_tokens",
-)  # follow closely from others
+# They follow closely from others.
+DROPPED = (".layers.", ".output_hypernetworks_mlps.", ".sam_tokens", ".mask_tokens")
 TOLERANCE = 2e-5  # of the largest magnitude: another processor's order of summation
 
 # For each configuration: seed, object score bias, scene. Chosen like the seeds of `reference.VARIANTS`.
@@ -120,51 +114,18 @@ def answers(source: ModuleType, model: Any, scene: Scene, image_size: int) -> di
     return content
 
 
-def differences(found: dict[str, np.ndarray], stored: dict[str, np.ndarray]) -> list[str]:
-    """What differs by more than rounding, one line each."""
-    lines = [f"{key}: only on one side" for key in sorted(set(found) ^ set(stored))]
-    for key in sorted(set(found) & set(stored) - {"versions"}):
-        ours, theirs = found[key], stored[key]
-        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-            lines.append(f"{key}: {ours.dtype}{ours.shape}, stored {theirs.dtype}{theirs.shape}")
-        elif key.endswith("/masks"):
-            flipped = np.count_nonzero(ours != theirs)
-            if flipped > 1e-3 * ours.size:
-                lines.append(f"{key}: {flipped} of {ours.size} pixels flipped")
-        elif ours.dtype.kind == "f":
-            error = np.abs(ours - theirs).max(initial=0) / max(np.abs(theirs).max(initial=0), 1e-6)
-            # A stability score is a ratio of pixel counts: one flipped pixel is no error.
-            if error > (1e-3 if key.endswith(".stability") else TOLERANCE):
-                lines.append(f"{key}: relative difference {error:.1e}")
-        elif not np.array_equal(ours, theirs):
-            lines.append(f"{key}: differs")
-    return lines
-
-
-def read(name: str) -> dict[str, np.ndarray]:
-    """The stored content of one file."""
-    with np.load(FOLDER / f"{name}.npz") as stored:
-        return {key: stored[key] for key in stored.files}
-
-
-def main() -> None:
-    """Write the golden files, or check them."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="compare with the files instead of writing them")
-    check = parser.parse_args().check
-    failed = False
-    for name in (*reference.TINY_CONFIGS, SAM1):
-        content = golden(name)
-        if check:
-            lines = differences(content, read(name))
-            failed |= bool(lines)
-            print(f"{name}: {'equal' if not lines else chr(10).join(['differs', *lines])}")
-        else:
-            FOLDER.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(FOLDER / f"{name}.npz", **content)
-            print(f"{name}: {(FOLDER / f'{name}.npz').stat().st_size} bytes")
-    sys.exit(1 if failed else 0)
+def problem(key: str, ours: np.ndarray, theirs: np.ndarray) -> str | None:
+    """What differs by more than rounding."""
+    if key.endswith("/masks"):
+        flipped = np.count_nonzero(ours != theirs)
+        return f"{flipped} of {ours.size} pixels flipped" if flipped > 1e-3 * ours.size else None
+    if ours.dtype.kind != "f":
+        return golden_files.unequal(ours, theirs)
+    error = relative(ours, theirs)
+    # A stability score is a ratio of pixel counts: one flipped pixel is no error.
+    bar = 1e-3 if key.endswith(".stability") else TOLERANCE
+    return f"relative difference {error:.1e}" if error > bar else None
 
 
 if __name__ == "__main__":
-    main()
+    golden_files.run((*reference.TINY_CONFIGS, SAM1), golden, problem)

@@ -7,17 +7,18 @@ each configuration. Runs where torch and sam2 are installed:
     python tools/make_golden_video.py            writes the files
     python tools/make_golden_video.py --check    computes them again and compares with what is there
 
-A file holds config, weights, tensors, versions           JSON, as in the files of make_golden.py scenario
-the `repr` of the scenario that was played events                                       JSON: (step, frame,
-object ids) of everything that was yielded event/E                                      its logits (N, 1, H,
-W) kept/E/OBJECT/low_res, pointer, score        what the state holds of that object and frame
-kept/E/OBJECT/memory                         its memory, bfloat16 as uint16 Each is reduced by
-`masklet.testing.sampled`: reduce yours to the stored size. The frames are lossless.
+A file holds
+    config, weights, tensors, versions      JSON, as in the files of make_golden.py
+    scenario                                the `repr` of the scenario that was played
+    events                                  JSON: (step, frame, object ids) of everything that was yielded
+    event/E                                 its logits (N, 1, H, W)
+    kept/E/OBJECT/low_res, pointer, score   what the state holds of that object and frame
+    kept/E/OBJECT/memory                    its memory, bfloat16 as uint16
+Each is reduced by `masklet.testing.sampled`: reduce yours to the stored size. The frames are lossless.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import sys
@@ -27,16 +28,17 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tests" / "parity")]
+sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tools"), str(ROOT / "tests" / "parity")]
 
+import golden_files  # noqa: E402
 import reference  # noqa: E402
 import reference_video  # noqa: E402
 import video_cases  # noqa: E402
+from measures import relative  # noqa: E402
 from video_compare import values  # noqa: E402
 
 from masklet.testing import sampled, weights_sha256  # noqa: E402
 
-FOLDER = ROOT / "tests" / "golden"
 SIZES = {"event": 512, "low_res": 256, "pointer": 16, "score": 1, "memory": 128}  # elements
 # Of the largest magnitude: another processor's order of summation, carried through memories that are rounded
 # to bfloat16.
@@ -78,47 +80,14 @@ def golden(name: str) -> dict[str, np.ndarray]:
     return content
 
 
-def differences(found: dict[str, np.ndarray], stored: dict[str, np.ndarray]) -> list[str]:
-    """What differs by more than rounding, one line each."""
-    lines = [f"{key}: only on one side" for key in sorted(set(found) ^ set(stored))]
-    for key in sorted(set(found) & set(stored) - {"versions"}):
-        ours, theirs = found[key], stored[key]
-        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-            lines.append(f"{key}: {ours.dtype}{ours.shape}, stored {theirs.dtype}{theirs.shape}")
-        elif ours.dtype.kind in "fu":
-            a, b = (values(x) if x.dtype == np.uint16 else x for x in (ours, theirs))
-            error = np.abs(a - b).max(initial=0) / max(np.abs(b).max(initial=0), 1e-6)
-            if error > (1e-2 if key.endswith("/memory") else TOLERANCE):  # bfloat16 has steps of 1/256
-                lines.append(f"{key}: relative difference {error:.1e}")
-        elif not np.array_equal(ours, theirs):
-            lines.append(f"{key}: differs")
-    return lines
-
-
-def read(name: str) -> dict[str, np.ndarray]:
-    """The stored content of one file."""
-    with np.load(FOLDER / f"video_{name}.npz") as stored:
-        return {key: stored[key] for key in stored.files}
-
-
-def main() -> None:
-    """Write the golden files, or check them."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--check", action="store_true", help="compare with the files instead of writing them")
-    check = parser.parse_args().check
-    failed = False
-    for name in RECIPES:
-        content = golden(name)
-        if check:
-            lines = differences(content, read(name))
-            failed |= bool(lines)
-            print(f"{name}: {'equal' if not lines else chr(10).join(['differs', *lines])}")
-        else:
-            path = FOLDER / f"video_{name}.npz"
-            np.savez_compressed(path, **content)
-            print(f"{name}: {path.stat().st_size} bytes")
-    sys.exit(1 if failed else 0)
+def problem(key: str, ours: np.ndarray, theirs: np.ndarray) -> str | None:
+    """What differs by more than rounding."""
+    if ours.dtype.kind not in "fu":
+        return golden_files.unequal(ours, theirs)
+    error = relative(*(values(x) if x.dtype == np.uint16 else x for x in (ours, theirs)))
+    bar = 1e-2 if key.endswith("/memory") else TOLERANCE  # bfloat16 has steps of 1/256
+    return f"relative difference {error:.1e}" if error > bar else None
 
 
 if __name__ == "__main__":
-    main()
+    golden_files.run(RECIPES, golden, problem, prefix="video_")

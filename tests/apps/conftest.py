@@ -4,6 +4,7 @@ call it."""
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typer.testing import CliRunner
 
 from masklet import testing
 from masklet.apps.cli import app
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the helpers in this folder
 
 SCENE_HW = (120, 160)  # pixels
 CLIP_HW = (48, 64)
@@ -61,6 +64,22 @@ def plain() -> Callable[[str], str]:
         return " ".join(re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", " ", text).split())
 
     return strip
+
+
+@pytest.fixture
+def refuse_models(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """From its call on, loading a model is a failure."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        pytest.fail("a model was loaded")
+
+    return lambda: monkeypatch.setattr("masklet.apps.options.load_model", refuse)
+
+
+@pytest.fixture
+def no_model(refuse_models: Callable[[], None]) -> None:
+    """Loading a model is a failure: what is wrong must be found before."""
+    refuse_models()
 
 
 # ------------------------------------------------------------------------------------------------------ video

@@ -44,16 +44,6 @@ def auto(masklet: Command, workplace: Path, finding_checkpoint: Path) -> Command
     return call
 
 
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading a model is a failure: what is wrong must be found before."""
-
-    def refuse(*_: Any, **__: Any) -> None:
-        pytest.fail("a model was loaded")
-
-    monkeypatch.setattr("masklet.apps.options.load_model", refuse)
-
-
 def read(path: str | Path) -> np.ndarray:
     with Image.open(path) as image:
         return np.array(image)

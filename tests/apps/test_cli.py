@@ -56,10 +56,10 @@ def test_every_command_has_help(masklet: Command, plain: Any, command: str) -> N
         assert f"Usage: masklet {command}" in plain(result.stdout)
 
 
-@pytest.mark.parametrize("command", ["segment", "track", "bench", "dump"])
+@pytest.mark.parametrize("command", ["segment", "auto", "track", "bench", "dump"])
 def test_commands_that_run_a_model_have_its_options(masklet: Command, plain: Any, command: str) -> None:
     text = plain(masklet(command, "--help").stdout)
-    for option in ("--device", "--threads", "--precision", "--image-size"):
+    for option in ("--device", "--threads", "--precision", "--image-size", "--profile"):
         assert option in text
 
 

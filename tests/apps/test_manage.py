@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from masklet import registry, testing
+from masklet.families import sam2
 from masklet.families.family import CONFIG_KEY
 from masklet.io.safetensors import write_safetensors
 from masklet.registry import PublishedModel
@@ -127,6 +128,32 @@ def test_info(masklet: Command, tiny_checkpoint: Path) -> None:
     assert fields["input"] == "128 x 128 pixels"
     assert fields["can do"].startswith("pictures")
     assert "verified" not in fields
+
+
+def test_info_says_what_the_file_is_good_for(masklet: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    def abilities(path: Path) -> list[str]:
+        listed = json.loads(masklet("info", path, "--json").stdout)["abilities"]
+        return [ability.split(":")[0] for ability in listed]
+
+    assert abilities(tiny_checkpoint) == ["pictures", "video"]
+
+    config = testing.tiny_config()
+    weights = testing.stand_in_weights(config)
+    of_pictures = {name: x for name, x in weights.items() if not name.startswith(sam2.VIDEO_TENSORS)}
+    write_safetensors(tmp_path / "part.safetensors", of_pictures, {CONFIG_KEY: config.to_json()})
+    assert abilities(tmp_path / "part.safetensors") == ["pictures"]
+
+    testing.write_stand_in(tmp_path / "sam1.safetensors", testing.tiny_sam1_config())
+    assert abilities(tmp_path / "sam1.safetensors") == ["pictures"]
+
+
+def test_info_reads_no_profile(masklet: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    path = tmp_path / "tiny.safetensors"
+    path.write_bytes(tiny_checkpoint.read_bytes())
+    path.with_name("masklet.toml").write_text("image_size = 96\nno such key")
+    result = masklet("info", path, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert json.loads(result.stdout)["image_size"] == 128
 
 
 def test_info_json(masklet: Command, tiny_checkpoint: Path) -> None:

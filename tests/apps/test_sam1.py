@@ -75,3 +75,12 @@ def test_track_refuses(masklet: Command, checkpoint: Path, clip: Path, workplace
     result = masklet("track", clip, "--point", "0:1:30,20", "--model", checkpoint, "-o", "seen.jsonl")
     assert result.exit_code == 1
     assert "which is for pictures" in result.stderr
+
+
+def test_an_input_size_in_steps_of_16(masklet: Command, workplace: Path, checkpoint: Path) -> None:
+    """The family decides: SAM 2 has steps of 32."""
+    arguments = ("segment", "scene.png", "--point", "60,50", "--model", checkpoint, "--image-size")
+    assert masklet(*arguments, 144).exit_code == 0
+    refused = masklet(*arguments, 100)
+    assert refused.exit_code == 1
+    assert "multiple of 16 pixels" in refused.stderr

@@ -34,16 +34,6 @@ def expected(tiny_checkpoint: Path, scene: Scene) -> Callable[..., tuple[np.ndar
     return predict
 
 
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading a model is a failure: what is wrong must be found before."""
-
-    def refuse(*_: Any, **__: Any) -> None:
-        pytest.fail("a model was loaded")
-
-    monkeypatch.setattr("masklet.apps.options.load_model", refuse)
-
-
 def read(path: str) -> np.ndarray:
     with Image.open(path) as image:
         return np.array(image)
@@ -187,7 +177,8 @@ def test_options_of_the_model_reach_it(
         "--device", "cpu", "--threads", "1", "--precision", "f32", "--image-size", "96",
     )  # fmt: skip
     assert result.exit_code == 0
-    assert seen == {"device": "cpu", "threads": 1, "precision": "f32", "image_size": 96}
+    expected = {"device": "cpu", "threads": 1, "precision": "f32", "image_size": 96, "profile": None}
+    assert seen == expected
 
 
 # ----------------------------------------------------------------------------------- wrong usage, exit code 2
@@ -205,8 +196,8 @@ def test_options_of_the_model_reach_it(
         (("--box", "1,2,3"), "X0,Y0,X1,Y1"),
         (("--box", "1,2,3,inf"), "X0,Y0,X1,Y1"),
         (("--box", "1,2,3,4", "--box", "1,2,3,4"), "one object"),
-        (("--point", POINT, "--image-size", "100"), "multiple of 32"),
-        (("--point", POINT, "--image-size", "big"), "multiple of 32"),
+        (("--point", POINT, "--image-size", "0"), "--image-size"),
+        (("--point", POINT, "--image-size", "big"), "--image-size"),
         (("--point", POINT, "--threads", "0"), "--threads"),
         (("--point", POINT, "--no-such-option"), "--no-such-option"),
     ],

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tracked import PROMPTS, content, lines, times_of
 
 import masklet as library
 from masklet import testing
@@ -24,7 +25,6 @@ Command = Callable[..., Any]
 CLIP_HW = (48, 64)  # pixels, of the clip
 NUM_FRAMES = 8
 FPS = 10
-PROMPTS = ("--point", "0:1:20,20", "--box", "2:5:30,10,60,40")
 
 
 @pytest.fixture(scope="session")
@@ -41,20 +41,6 @@ def expected(clip: Path, seeing_checkpoint: Path) -> Callable[..., list[FrameRes
             return list(predictor.track(state, start, num_frames, reverse))
 
     return results
-
-
-def lines(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def times_of(path: Path | str) -> list[float]:
-    with av.open(str(path)) as container:
-        return [float(frame.time) for frame in container.decode(video=0)]
-
-
-def content(folder: Path | str) -> dict[str, bytes]:
-    paths = [path for path in Path(folder).rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def read(path: Path | str) -> np.ndarray:
@@ -269,10 +255,10 @@ def test_a_resumed_run_may_be_longer(track: Command) -> None:
 
 
 def test_nothing_is_computed_where_nothing_is_missing(
-    track: Command, monkeypatch: pytest.MonkeyPatch
+    track: Command, refuse_models: Callable[[], None]
 ) -> None:
     track(*PROMPTS, "-o", "out", "-o", "out.jsonl", "--frames", 2)
-    monkeypatch.setattr("masklet.apps.options.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    refuse_models()
     result = track(*PROMPTS, "-o", "out", "-o", "out.jsonl", "--frames", 2, "--resume")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "", "All 2 frames are there already.\n")
 
@@ -287,13 +273,15 @@ def test_nothing_is_computed_where_nothing_is_missing(
         (("--start", "1"), "start was 0, now 1"),
         (("--image-size", "96"), "image_size was null, now 96"),
         (("--lost-after", "3"), "lost_after was 30, now 3"),
+        (("--profile", "small.toml"), "image_size was null, now 96"),
     ],
 )
 def test_a_run_with_other_settings_is_not_resumed(
-    track: Command, monkeypatch: pytest.MonkeyPatch, changed: tuple[str, ...], words: str
+    track: Command, refuse_models: Callable[[], None], changed: tuple[str, ...], words: str
 ) -> None:
     track(*PROMPTS, "-o", "out", "--frames", 1)
-    monkeypatch.setattr("masklet.apps.options.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    Path("small.toml").write_text("image_size = 96")
+    refuse_models()
     result = track(*PROMPTS, *changed, "-o", "out", "--frames", 2, "--resume")
     assert result.exit_code == 1
     assert "other settings" in result.stderr

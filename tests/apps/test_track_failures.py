@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tracked import PROMPTS, content, lines, times_of
 
 import masklet as library
 from masklet import testing
@@ -30,31 +31,6 @@ av = pytest.importorskip("av")
 
 Command = Callable[..., Any]
 CLIP_HW = (48, 64)  # pixels, of the clip
-PROMPTS = ("--point", "0:1:20,20", "--box", "2:5:30,10,60,40")
-
-
-@pytest.fixture
-def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loading a model is a failure: what is wrong must be found before."""
-
-    def refuse(*_: Any, **__: Any) -> None:
-        pytest.fail("a model was loaded")
-
-    monkeypatch.setattr("masklet.apps.options.load_model", refuse)
-
-
-def lines(text: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in text.splitlines()]
-
-
-def times_of(path: Path | str) -> list[float]:
-    with av.open(str(path)) as container:
-        return [float(frame.time) for frame in container.decode(video=0)]
-
-
-def content(folder: Path | str) -> dict[str, bytes]:
-    paths = [path for path in Path(folder).rglob("*") if path.is_file()]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 @contextlib.contextmanager
@@ -237,7 +213,7 @@ POINT = ("--point", "0:1:20,20")
         ((*POINT, "-o", "out", "--no-masks"), "no -o names them"),
         (("--point", "0:256:20,20", "-o", "out"), "object 256 does not fit"),
         ((*POINT, "-o", "out", "--state", "cloud"), "--state"),
-        ((*POINT, "-o", "out", "--image-size", "100"), "multiple of 32"),
+        ((*POINT, "-o", "out", "--image-size", "0"), "--image-size"),
     ],
 )
 @pytest.mark.usefixtures("no_model")
@@ -245,6 +221,13 @@ def test_usage_errors(track: Command, plain: Any, arguments: tuple[str, ...], wo
     result = track(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert words in plain(result.stderr)
+    assert os.listdir() == []
+
+
+def test_a_size_that_the_model_cannot_have(track: Command) -> None:
+    result = track("--point", "0:1:20,20", "-o", "out", "--image-size", "100")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "multiple of 32 pixels" in result.stderr
     assert os.listdir() == []
 
 

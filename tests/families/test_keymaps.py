@@ -214,6 +214,7 @@ def file_shapes(entries: Iterable[Entry]) -> dict[str, tuple[int, ...]]:
 def opened(shapes: Mapping[str, tuple[int, ...]]) -> Any:
     """A checkpoint of these tensors, all zero."""
     return SimpleNamespace(
+        format="safetensors",
         path=Path("model.safetensors"),
         tensors={name: SimpleNamespace(shape=shape, dtype="f32") for name, shape in shapes.items()},
         array=lambda name: np.zeros(shapes[name], np.float32),
@@ -227,7 +228,8 @@ def test_every_published_tensor_is_mapped(preset: str) -> None:
     tensors = canonical(opened(file_shapes(entries)))
     assert tensors.layout == "transformers"
     assert dict(tensors.shapes) == {entry.key: entry.shape for entry in entries}
-    assert tensors._sources == {entry.key: (entry.name, entry.row) for entry in entries}
+    sources = {key: (source.name, source.row) for key, source in tensors._sources.items()}
+    assert sources == {entry.key: (entry.name, entry.row) for entry in entries}
     assert sam2.recognise(tensors.shapes) == config
 
 
@@ -237,7 +239,7 @@ def test_the_map_is_one_to_one(preset: str) -> None:
     shapes = file_shapes(entries)
     sources = canonical(opened(shapes))._sources
     assert len(set(sources.values())) == len(sources) == len(entries)
-    assert {name for name, _ in sources.values()} == shapes.keys() - {FOURIER_TWICE[0]}
+    assert {source.name for source in sources.values()} == shapes.keys() - {FOURIER_TWICE[0]}
 
 
 def test_every_row_of_the_table_has_a_use() -> None:
@@ -274,7 +276,7 @@ def test_other_layouts_pass_unchanged(shapes: dict[str, tuple[int, ...]]) -> Non
     tensors = canonical(opened(shapes))
     assert tensors.layout == "meta"
     assert dict(tensors.shapes) == shapes
-    assert all(tensors._sources[name] == (name, None) for name in shapes)
+    assert all(tensors._sources[name] == (name, shapes[name], None, None) for name in shapes)
 
 
 @pytest.mark.parametrize(

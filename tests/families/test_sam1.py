@@ -96,6 +96,7 @@ def mask_decoder(channels: int, mlp_dim: int) -> Shapes:
 def opened(shapes: Shapes) -> Tensors:
     """`canonical` of a file of these tensors, all zero."""
     checkpoint: Any = SimpleNamespace(
+        format="torch",
         path=Path("model.pth"),
         tensors={name: SimpleNamespace(shape=shape, dtype="f32") for name, shape in shapes.items()},
         array=lambda name: np.zeros(shapes[name], np.float32),
@@ -128,7 +129,7 @@ def test_another_encoder_is_described() -> None:
     shapes = published(sam1.PRESETS["sam_vit_b"])
     shapes = {name: shape for name, shape in shapes.items() if not name.startswith(f"{ENCODER}blocks.11.")}
     with pytest.raises(
-        UnknownFormatError, match=r"width 768 and 11 blocks; published are vit_b 768 and 12.*masklet\.config"
+        UnknownFormatError, match=r"width 768 and 11 blocks; published: vit_b 768 and 12.*masklet\.config"
     ):
         table.recognise(opened(shapes).shapes, {})
 

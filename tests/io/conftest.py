@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,3 +174,21 @@ def opened(ops, torch_zip, write):
 def unpickled(torch_zip, write):
     """Opens a file around a bare pickle."""
     return lambda pickled: open_checkpoint(write(torch_zip(pickled, {"0": FLOATS.tobytes()})))
+
+
+@pytest.fixture
+def fill_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType, int], None]:
+    """Lets the files of a module of results end at so many bytes, in the middle of a write like a real
+    disk."""
+
+    def fill(module: ModuleType, limit: int) -> None:
+        class Limited(io.FileIO):
+            def write(self, data: Any) -> int:
+                room = limit - self.tell()
+                if room <= 0:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                return super().write(memoryview(data)[:room])
+
+        monkeypatch.setattr(module, "io", type("io", (), {"FileIO": Limited}))
+
+    return fill

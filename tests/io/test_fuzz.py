@@ -12,10 +12,13 @@ from typing import BinaryIO
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
 
 from masklet.errors import CheckpointError
 from masklet.io.checkpoints import open_checkpoint
 from masklet.io.safetensors import write_safetensors
+from masklet.io.tensor_table import stored_shape
 from masklet.io.torch_file import write_torch_file
 
 HEADROOM_BYTES = 64 << 20
@@ -25,6 +28,11 @@ WEIGHTS = {
     "steps": np.array(7, np.int64),
     "empty": np.zeros((0, 3), np.float32),
     "mask": np.array([True, False, True]),
+}
+VALUES_64 = np.arange(128, dtype=np.float32).reshape(2, 64)
+BLOCKED = {
+    name: quantize(VALUES_64, GGMLQuantizationType[name.upper()])
+    for name in ("f32", "f16", "bf16", "q8_0", "q4_1", "q4_0")
 }
 KINDS = {"f": "FloatStorage", "e": "HalfStorage", "l": "LongStorage", "?": "BoolStorage"}
 
@@ -60,6 +68,33 @@ def safetensors_content(tmp_path_factory):
     path = tmp_path_factory.mktemp("fuzz") / "file"
     write_safetensors(path, WEIGHTS, {"format": "pt"})
     return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def gguf_content(tmp_path_factory):
+    path = tmp_path_factory.mktemp("fuzz") / "file"
+    writer = GGUFWriter(path, "masklet")
+    writer.add_string("masklet.config", "{}")
+    writer.add_uint32("general.alignment", 32)
+    writer.add_array("texts", ["a", "bc"])
+    for name, array in BLOCKED.items():
+        writer.add_tensor(name, array, raw_dtype=GGMLQuantizationType[name.upper()])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def ggml_content(ggml_file):
+    stored = {name: array for name, array in BLOCKED.items() if name != "bf16"}
+    return ggml_file(
+        {
+            name: ((2, 64), int(GGMLQuantizationType[name.upper()]), array.tobytes())
+            for name, array in stored.items()
+        }
+    )
 
 
 INTERESTING = (
@@ -113,8 +148,8 @@ def survives(tmp_path):
             try:
                 with open_checkpoint(file.name) as checkpoint:
                     for name, info in checkpoint.tensors.items():
-                        assert checkpoint.raw(name).shape == info.shape
-                        checkpoint.array(name)
+                        assert checkpoint.raw(name).shape == stored_shape(name, info.dtype, info.shape)
+                        assert checkpoint.array(name).shape == info.shape
                     assert len(checkpoint.fingerprint()) == 64
                     checkpoint.verify()
             except CheckpointError as error:
@@ -191,6 +226,29 @@ def test_mutated_safetensors_files(survives, safetensors_content):
     assert survives(safetensors_content)
     outcomes = [survives(mutate(safetensors_content, rng)) for _ in range(3000)]
     assert 0 < sum(outcomes) < 1500
+
+
+def test_mutated_gguf_files(survives, gguf_content):
+    rng = random.Random(6)
+    assert survives(gguf_content)
+    outcomes = [survives(mutate(gguf_content, rng)) for _ in range(1500)]
+    assert 0 < sum(outcomes) < 1000
+
+
+def test_mutated_gguf_headers(survives, gguf_content):
+    """Nothing but the header is hit."""
+    rng = random.Random(7)
+    start = gguf_content.index(BLOCKED["f32"].tobytes())
+    header, data = gguf_content[:start], gguf_content[start:]
+    outcomes = [survives(mutate(header, rng) + data) for _ in range(1500)]
+    assert 0 < sum(outcomes) < 700
+
+
+def test_mutated_ggml_files(survives, ggml_content):
+    rng = random.Random(8)
+    assert survives(ggml_content)
+    outcomes = [survives(mutate(ggml_content, rng)) for _ in range(1500)]
+    assert 0 < sum(outcomes) < 1250  # the settings are passed over, and most of the rest is weights
 
 
 VALUES = (

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from masklet.types import Frame, FrameResult, TrackedObject
 
 av = pytest.importorskip("av")
 
+FillDisk = Callable[[ModuleType, int], None]
 SIZE_HW = (120, 160)
 TOLERANCE = 6.0  # thin outlines lose colour, two by two pixels share one; frames differ by 15
 
@@ -204,23 +205,10 @@ def test_a_picture_is_needed(tmp_path: Path) -> None:
         OverlayVideo(tmp_path / "out.mp4").write(result(0, 0.0))
 
 
-def fill_disk(patch: pytest.MonkeyPatch, limit: int) -> None:
-    class Limited(io.FileIO):
-        def write(self, data: Any) -> int:
-            room = limit - self.tell()
-            if room <= 0:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return super().write(memoryview(data)[:room])
-
-    patch.setattr(result_video, "io", type("io", (), {"FileIO": Limited}))
-
-
 @pytest.mark.parametrize("suffix", VIDEO_SUFFIXES)
-def test_a_full_disk_leaves_a_playable_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
-) -> None:
+def test_a_full_disk_leaves_a_playable_file(tmp_path: Path, fill_disk: FillDisk, suffix: str) -> None:
     rng = np.random.default_rng(0)
-    fill_disk(monkeypatch, 350_000)
+    fill_disk(result_video, 350_000)
     path = tmp_path / f"out{suffix}"
     writer = OverlayVideo(path, fps=30)
 
@@ -239,8 +227,8 @@ def test_a_full_disk_leaves_a_playable_file(
     np.testing.assert_allclose(times, np.arange(len(times)) / 30, atol=0.0011)
 
 
-def test_a_disk_that_is_full_at_once_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill_disk(monkeypatch, 10)
+def test_a_disk_that_is_full_at_once_leaves_nothing(tmp_path: Path, fill_disk: FillDisk) -> None:
+    fill_disk(result_video, 10)
     with pytest.raises(OutputError, match=r"full.*Nothing was left behind"):
         write(OverlayVideo(tmp_path / "out.mp4"), [0.0, 0.1])
     assert list(tmp_path.iterdir()) == []

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from masklet.io.results import ResultWriter, RunSettings
 from masklet.rle import decode_rle
 from masklet.types import FrameResult, TrackedObject
 
+FillDisk = Callable[[ModuleType, int], None]
 SIZE_HW = (40, 60)
 VALUES = {"model": {"name": "tiny.pt", "bytes": 5}, "start": 0, "prompts": [{"frame": 0, "object": 1}]}
 SETTINGS = RunSettings(VALUES)
@@ -71,19 +72,6 @@ def content(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     }
-
-
-def fill_disk(patch: pytest.MonkeyPatch, limit: int) -> None:
-    """Let the files of `result_text` end at `limit` bytes, in the middle of a write like a real disk."""
-
-    class Limited(io.FileIO):
-        def write(self, data: Any) -> int:
-            room = limit - self.tell()
-            if room <= 0:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return super().write(memoryview(data)[:room])
-
-    patch.setattr(result_text, "io", type("io", (), {"FileIO": Limited}))
 
 
 # ---------------------------------------------------------------------------------------------------- folders
@@ -333,12 +321,12 @@ def test_lines_that_something_else_wrote_are_not_resumed(
     assert path.read_bytes() == damaged
 
 
-def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_whole_lines(tmp_path: Path, fill_disk: FillDisk) -> None:
     path = tmp_path / "out.jsonl"
     write(JsonLines(path, SETTINGS), 0, 1, 2)
     whole = path.read_bytes()
     two = whole[: whole[:-1].rindex(b"\n") + 1]
-    fill_disk(monkeypatch, len(two) + 20)
+    fill_disk(result_text, len(two) + 20)
     writer = JsonLines(path, SETTINGS, start="overwrite")
     writer.write(result(0))
     writer.write(result(1))
@@ -416,13 +404,13 @@ def test_a_frame_without_objects_is_no_image(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("missing", [1, 300, 3000])
 def test_a_full_disk_leaves_a_valid_document(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fill_disk: FillDisk, missing: int
 ) -> None:
     """Too little room for the last annotations, or only for the end of the document."""
     monkeypatch.setattr(result_text, "_BLOCK", 0)
     path = tmp_path / "out.json"
     write(CocoDocument(path, SETTINGS), *range(20))
-    fill_disk(monkeypatch, len(path.read_bytes()) - missing)
+    fill_disk(result_text, len(path.read_bytes()) - missing)
     writer = CocoDocument(path, SETTINGS, start="overwrite")
     with pytest.raises(OutputError, match="full") as error:
         write(writer, *range(20))
@@ -434,8 +422,8 @@ def test_a_full_disk_leaves_a_valid_document(
     assert f"the first {len(kept)} of" in str(error.value)
 
 
-def test_a_disk_that_is_full_at_once_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill_disk(monkeypatch, 10)
+def test_a_disk_that_is_full_at_once_leaves_nothing(tmp_path: Path, fill_disk: FillDisk) -> None:
+    fill_disk(result_text, 10)
     writer = CocoDocument(tmp_path / "out.json", SETTINGS)
     with pytest.raises(OutputError, match="full"):
         writer.write(result(0))

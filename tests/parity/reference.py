@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -246,7 +246,16 @@ def dump_prompt(encoded: SAM2ImagePredictor, **arguments: Any) -> dict[str, np.n
         **{f"{decoder}.output_hypernetworks_mlps.{index}": _output for index in range(4)},
         decoder: lambda path, _, out: {f"{path}.sam_tokens": out[2]},
     }
-    with watching(model, watched) as seen, _watching_all_masks(model, seen):
+
+    def record(output: tuple) -> None:
+        names = ("all_masks", "all_ious", "mask_tokens", "object_score_logits")
+        seen.update(
+            {f"{decoder}.{name}": _to_numpy(tensor) for name, tensor in zip(names, output, strict=True)}
+        )
+        stability = model.sam_mask_decoder._get_stability_scores(output[0])
+        seen[f"{decoder}.stability"] = _to_numpy(stability)
+
+    with watching(model, watched) as seen, watching_all_masks(model.sam_mask_decoder, record):
         masks, ious, low_res_masks = encoded.predict(**arguments)
     return {**seen, "masks": masks.astype(bool), "ious": ious, "low_res_masks": low_res_masks}
 
@@ -273,18 +282,14 @@ def watching(model: torch.nn.Module, watched: dict[str, Any]) -> Iterator[dict[s
 
 
 @contextmanager
-def _watching_all_masks(model: SAM2Base, seen: dict[str, np.ndarray]) -> Iterator[None]:
-    """`predict_masks` is a method, not a module: it is the only place where all four masks are."""
-    decoder, path = model.sam_mask_decoder, "sam_mask_decoder"
+def watching_all_masks(decoder: Any, record: Callable[[tuple], None]) -> Iterator[None]:
+    """`predict_masks` is a method, not a module: it is the only place where all four masks are. `record` is
+    called with what it returns."""
     original = decoder.predict_masks
 
     def recording(*args: Any, **kwargs: Any) -> Any:
         output = original(*args, **kwargs)
-        for name, tensor in zip(
-            ("all_masks", "all_ious", "mask_tokens", "object_score_logits"), output, strict=True
-        ):
-            seen[f"{path}.{name}"] = _to_numpy(tensor)
-        seen[f"{path}.stability"] = _to_numpy(decoder._get_stability_scores(output[0]))
+        record(output)
         return output
 
     decoder.predict_masks = recording

@@ -155,7 +155,13 @@ def dump_prompt(encoded: SamPredictor, **arguments: Any) -> dict[str, np.ndarray
         f"{decoder}.output_upscaling.4": reference._output,
         **{f"{decoder}.output_hypernetworks_mlps.{index}": reference._output for index in range(4)},
     }
-    with reference.watching(model, watched) as seen, _watching_all_masks(model, seen):
+
+    def record(output: tuple) -> None:
+        for name, tensor in zip(("all_masks", "all_ious"), output, strict=True):
+            seen[f"{decoder}.{name}"] = tensor.detach().numpy().copy()
+
+    watching_masks = reference.watching_all_masks(model.mask_decoder, record)
+    with reference.watching(model, watched) as seen, watching_masks:
         masks, ious, low_res_masks = _predict(encoded, **arguments)
     steps = {re.sub("^(prompt_encoder|mask_decoder)", r"sam_\1", name): x for name, x in seen.items()}
     return {**steps, "masks": masks.astype(bool), "ious": ious, "low_res_masks": low_res_masks}
@@ -205,22 +211,3 @@ def _watching_positions(seen: dict[str, np.ndarray]) -> Iterator[None]:
 
     with mock.patch.object(image_encoder, "add_decomposed_rel_pos", recording):
         yield
-
-
-@contextmanager
-def _watching_all_masks(model: Sam, seen: dict[str, np.ndarray]) -> Iterator[None]:
-    """`predict_masks` is a method, not a module: it is the only place where all four masks are."""
-    decoder = model.mask_decoder
-    original = decoder.predict_masks
-
-    def recording(*args: Any, **kwargs: Any) -> Any:
-        output = original(*args, **kwargs)
-        for name, tensor in zip(("all_masks", "all_ious"), output, strict=True):
-            seen[f"mask_decoder.{name}"] = tensor.detach().numpy().copy()
-        return output
-
-    decoder.predict_masks = recording
-    try:
-        yield
-    finally:
-        del decoder.predict_masks  # the class's own shows again

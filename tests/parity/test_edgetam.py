@@ -19,6 +19,7 @@ import numpy as np
 import prompt_cases
 import pytest
 import run_edgetam
+from measures import Bars, check_answer, cosine, iou, relative
 from PIL import Image
 
 import masklet
@@ -30,7 +31,7 @@ pytest.importorskip("torch")
 
 PACKAGES = Path(sys.prefix) / "edgetam"
 STEP_RELATIVE = 2e-5  # of a step's largest value
-LOGITS_COSINE, MASK_IOU, SCORE_DIFFERENCE = 0.9999, 0.995, 1e-3
+BARS = Bars(logits_cosine=0.9999, mask_iou=0.995)
 CASES = [case.name for case in prompt_cases.cases_for("landscape")]
 NOT_OURS = {"sam_mask_decoder.sam_tokens"}  # those of the chosen masks, which we name by the mask
 
@@ -67,21 +68,6 @@ def pair(request, tmp_path_factory):
     )
 
 
-def relative(ours, theirs):
-    assert ours.shape == theirs.shape
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-
-
-def cosine(a, b):
-    a, b = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
-    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
-
-
-def iou(a, b):
-    both, either = (a & b).sum(axis=(-2, -1)), (a | b).sum(axis=(-2, -1))
-    return np.where(either > 0, both / np.maximum(either, 1), 1.0)
-
-
 def test_the_file_is_recognised(pair):
     """All of its tensors are known; the file holds the counters of batch norms too."""
     assert preset_name(pair.model.config) == "edgetam"
@@ -91,14 +77,8 @@ def test_the_file_is_recognised(pair):
 @pytest.mark.parametrize("case", CASES)
 def test_prompts(pair, case):
     arguments = {c.name: c.arguments for c in prompt_cases.cases_for("landscape", pair.size)}[case]
-    masks, scores, low_res = pair.predictor.predict(**arguments)
     wanted = {name: pair.image[f"{case}/{name}"] for name in ("masks", "ious", "low_res_masks")}
-    assert masks.shape == wanted["masks"].shape
-    assert np.abs(scores - wanted["ious"]).max() <= SCORE_DIFFERENCE
-    flat = -1, *low_res.shape[-2:]
-    for got, expected in zip(low_res.reshape(flat), wanted["low_res_masks"].reshape(flat), strict=True):
-        assert cosine(got, expected) >= LOGITS_COSINE
-    assert iou(masks, wanted["masks"]).min() >= MASK_IOU
+    check_answer(pair.predictor.predict(**arguments), wanted, BARS)
     assert 0.005 < wanted["masks"].mean() < 0.995  # else the mask says nothing
 
 
@@ -125,8 +105,8 @@ def test_a_clip_of_two_objects(pair):
             wanted = pair.clip["logits"][index]
             assert object_ids == [1, 7]
             for got, expected in zip(logits[:, 0], wanted, strict=True):
-                assert cosine(got, expected) >= LOGITS_COSINE, index
-                assert iou(got > 0, expected > 0) >= MASK_IOU, index
+                assert cosine(got, expected) >= BARS.logits_cosine, index
+                assert iou(got > 0, expected > 0) >= BARS.mask_iou, index
             frames += 1
         assert frames == run_edgetam.FRAMES
     areas = (pair.clip["logits"] > 0).mean(axis=(2, 3))

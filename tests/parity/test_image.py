@@ -11,13 +11,12 @@ import prompt_cases
 import pytest
 import reference
 from expected import Expected, kept
+from measures import Bars, check_answer, cosine
 
 import masklet
 
 FEATURE_COSINE = 0.999999
-LOGITS_COSINE = 0.99999
-SCORE_DIFFERENCE = 1e-3
-MASK_IOU = 0.999
+BARS = Bars(logits_cosine=0.99999, mask_iou=0.999)
 
 
 class Pair:
@@ -45,26 +44,9 @@ def pair(request, tmp_path_factory):
     pair.path.unlink()
 
 
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
-    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    both, either = (a & b).sum(axis=(-2, -1)), (a | b).sum(axis=(-2, -1))
-    return np.where(either > 0, both / np.maximum(either, 1), 1.0)
-
-
 def check_prompt(pair: Pair, picture: str, case: prompt_cases.PromptCase) -> None:
-    wanted = pair.expected.prompt(case.name, picture)
-    masks, scores, low_res = pair.predictor(picture).predict(**case.arguments)
-    assert masks.shape == wanted["masks"].shape
-    assert low_res.shape == wanted["low_res_masks"].shape
-    assert np.abs(scores - wanted["ious"]).max() <= SCORE_DIFFERENCE
-    flat = -1, *low_res.shape[-2:]
-    for ours, theirs in zip(low_res.reshape(flat), wanted["low_res_masks"].reshape(flat), strict=True):
-        assert cosine(ours, theirs) >= LOGITS_COSINE
-    assert iou(masks, wanted["masks"]).min() >= MASK_IOU
+    answer = pair.predictor(picture).predict(**case.arguments)
+    check_answer(answer, pair.expected.prompt(case.name, picture), BARS)
 
 
 def test_the_file_is_recognised(pair):

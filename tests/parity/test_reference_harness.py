@@ -250,16 +250,17 @@ def test_saved_checkpoint_loads_as_published(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", TINY)
 def test_golden_files_are_current(make_golden: ModuleType, name: str) -> None:
-    assert make_golden.differences(make_golden.golden(name), make_golden.read(name)) == []
+    stored = make_golden.golden_files.read(name)
+    assert make_golden.golden_files.compare(make_golden.golden(name), stored, make_golden.problem) == []
 
 
 def test_golden_check_can_fail(make_golden: ModuleType) -> None:
-    stored = make_golden.read("tiny_2.0")
+    stored = make_golden.golden_files.read("tiny_2.0")
     changed = dict(stored)
     changed["encoder/image_embed"] = stored["encoder/image_embed"] * np.float32(1.0001)
     changed["prompt/box/masks"] = ~stored["prompt/box/masks"]
     del changed["prompt/box/ious"]
-    lines = make_golden.differences(changed, stored)
+    lines = make_golden.golden_files.compare(changed, stored, make_golden.problem)
     assert [line.split(":")[0] for line in lines] == [
         "prompt/box/ious",
         "encoder/image_embed",

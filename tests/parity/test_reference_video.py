@@ -18,9 +18,10 @@ import reference_video
 import video_cases
 import video_compare
 from expected_video import ExpectedVideo
+from measures import cosine, relative
 from recordings import Recording
 from video_cases import POLICY, Propagate, Scenario
-from video_compare import compare_events, cosine, relative
+from video_compare import compare_events
 
 pytest.importorskip("sam2")
 torch = pytest.importorskip("torch")
@@ -408,7 +409,8 @@ def test_a_kept_recording_needs_no_model(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", TINY)
 def test_golden_files_are_current(make_golden: ModuleType, name: str) -> None:
-    assert make_golden.differences(make_golden.golden(name), make_golden.read(name)) == []
+    stored = make_golden.golden_files.read(f"video_{name}")
+    assert make_golden.golden_files.compare(make_golden.golden(name), stored, make_golden.problem) == []
 
 
 def test_golden_sessions_are_lively(make_golden: ModuleType) -> None:
@@ -422,9 +424,9 @@ def test_golden_sessions_are_lively(make_golden: ModuleType) -> None:
 
 
 def test_golden_check_can_fail(make_golden: ModuleType) -> None:
-    stored = make_golden.read("tiny_2.0")
+    stored = make_golden.golden_files.read("video_tiny_2.0")
     changed = dict(stored)
     changed["event/5"] = stored["event/5"] * np.float32(1.01)
     del changed["event/6"]
-    lines = make_golden.differences(changed, stored)
+    lines = make_golden.golden_files.compare(changed, stored, make_golden.problem)
     assert [line.split(":")[0] for line in lines] == ["event/6", "event/5"]

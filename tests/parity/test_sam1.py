@@ -16,6 +16,7 @@ import prompt_cases
 import pytest
 import reference
 import reference_sam1
+from measures import Bars, check_answer, relative
 
 import masklet
 from masklet.families import sam1
@@ -29,9 +30,7 @@ torch = pytest.importorskip("torch")
 
 EMBEDDING_RELATIVE = 1e-5
 STEP_RELATIVE = 2e-5  # of a step's largest value
-LOGITS_COSINE = 0.99999
-SCORE_DIFFERENCE = 1e-3
-MASK_IOU = 0.999
+BARS = Bars(logits_cosine=0.99999, mask_iou=0.999)
 
 SIZES = [
     pytest.param(("sam_vit_b", 256), id="vit_b-256"),
@@ -71,33 +70,11 @@ def pair(request, tmp_path_factory):
     pair.path.unlink()
 
 
-def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
-    assert ours.shape == theirs.shape
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
-    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    both, either = (a & b).sum(axis=(-2, -1)), (a | b).sum(axis=(-2, -1))
-    return np.where(either > 0, both / np.maximum(either, 1), 1.0)
-
-
 def check_prompt(pair: Pair, picture: str, case: str) -> None:
     arguments = {c.name: c.arguments for c in prompt_cases.cases_for(picture, pair.size)}[case]
     theirs, predictor = pair.on(picture)
     wanted = reference_sam1.dump_prompt(theirs, **arguments)
-    masks, scores, low_res = predictor.predict(**arguments)
-    assert masks.shape == wanted["masks"].shape
-    assert low_res.shape == wanted["low_res_masks"].shape
-    assert np.abs(scores - wanted["ious"]).max() <= SCORE_DIFFERENCE
-    flat = -1, *low_res.shape[-2:]
-    for got, expected in zip(low_res.reshape(flat), wanted["low_res_masks"].reshape(flat), strict=True):
-        assert cosine(got, expected) >= LOGITS_COSINE
-    assert iou(masks, wanted["masks"]).min() >= MASK_IOU
+    check_answer(predictor.predict(**arguments), wanted, BARS)
     assert 0.005 < wanted["masks"].mean() < 0.995  # else the mask says nothing
 
 
@@ -191,6 +168,7 @@ def test_names_and_shapes_of_transformers(name: str) -> None:
         theirs = transformers_model(name, 1024)
     meta = {key: SimpleNamespace(shape=tuple(x.shape), dtype="f32") for key, x in theirs.state_dict().items()}
     checkpoint: Any = SimpleNamespace(
+        format="torch",
         path=Path("model.safetensors"),
         tensors=meta,
         array=lambda key: np.zeros(meta[key].shape, np.float32),
@@ -241,4 +219,4 @@ def test_a_file_of_transformers_answers_as_transformers(tmp_path: Path) -> None:
     assert relative(predictor.get_image_embedding(), embedding.numpy()) <= STEP_RELATIVE
     _, scores, low_res = predictor.predict(point[None], [1])
     assert relative(low_res, output.pred_masks[0, 0].numpy()) <= STEP_RELATIVE
-    assert np.abs(scores - output.iou_scores[0, 0].numpy()).max() <= SCORE_DIFFERENCE
+    assert np.abs(scores - output.iou_scores[0, 0].numpy()).max() <= BARS.score_difference

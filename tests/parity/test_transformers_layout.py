@@ -82,6 +82,7 @@ def mapped(model: Any) -> Tensors:
     """What `canonical` makes of a file with this model's state; all values in it are equal."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     checkpoint: Any = SimpleNamespace(
+        format="torch",
         path=Path("model.safetensors"),
         tensors={name: SimpleNamespace(shape=shape, dtype="f32") for name, shape in shapes.items()},
         array=lambda name: np.zeros(shapes[name], np.float32),
@@ -93,7 +94,7 @@ def fill(model: Any, weights: Mapping[str, Any]) -> None:
     """Meta's tensors into a transformers model: the map read from right to left."""
     state = model.state_dict()  # its tensors are the model's own
     with torch.no_grad():
-        for key, (name, row) in mapped(model)._sources.items():
+        for key, (name, _, row, _) in mapped(model)._sources.items():
             (state[name] if row is None else state[name][row : row + 1]).copy_(weights[key])
         for part in (
             model.shared_image_embedding,

@@ -21,9 +21,10 @@ import reference
 import video_cases
 import video_compare
 from expected_video import ExpectedVideo
+from measures import cosine, relative
 from recordings import Recording
 from video_cases import FOUR_FRAMES, POLICY, SHORT, TEN_FRAMES, Scenario
-from video_compare import cosine, relative, values
+from video_compare import values
 
 import masklet
 from masklet.families.sam2 import IMAGE_STAGES, VIDEO_STAGES

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+from measures import cosine, iou
 from recordings import Decision, Recording
 from video_cases import Event, Reset, Scenario
 
@@ -44,22 +45,6 @@ class Report:
             *self.flips[:10],
         ]
         return "\n  ".join(lines)
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
-    norms = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / norms) if norms else float(np.array_equal(a, b))
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> float:
-    either = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / either if either else 1.0
-
-
-def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference, in units of their largest value."""
-    return float(np.abs(ours - theirs).max(initial=0) / max(np.abs(theirs).max(initial=0), 1e-6))
 
 
 def values(bits: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ import pytest
 
 import masklet
 from masklet import testing
-from masklet.pipeline import point_decoder
 from masklet.pipeline.conventions import conventions_of
 from masklet.pipeline.point_decoder import PointDecoder
 
@@ -38,7 +37,7 @@ def points(model, count):
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize(("count", "kept"), [(1, [0]), (5, [0, 3, 4]), (8, [6])])
 def test_the_same_as_decoding_at_once(model, features, count, kept, fused, monkeypatch):
-    monkeypatch.setattr(point_decoder, "FUSED_DEVICES", ("cpu",) if fused else ())
+    monkeypatch.setattr(model, "dialect", "fused" if fused else "portable")
     prompts, decoder = points(model, count), PointDecoder(model).on(features)
     expected = model.decode(features, prompts)
     rated = decoder.rate(prompts)

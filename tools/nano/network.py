@@ -40,6 +40,9 @@ NORM_GAIN, VALUE_GAIN, SELF_GAIN = (
     3.0,
     2.0,
 )  # of the transformer's norms, values and first self-attention
+EMBEDDING_SIZE = 0.3  # root mean square of an image embedding, see `similarity.LIMITS`
+BRANCH_GAIN = 0.2  # of memory attention's residual branches at the start
+FAST_ANGLES, NEARNESS = 20, 1.3  # channels of each axis, and their bias: a place six cells off counts little
 LABEL_SPREAD = 0.1  # of labels' embeddings at the start: large ones would hide the place
 MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1, as published
 STD = (0.229, 0.224, 0.225)
@@ -209,9 +212,22 @@ def _initialise(model: Any) -> None:
     transformer.final_attn_token_to_image.v_proj.weight.data.mul_(VALUE_GAIN)
     model.sam_mask_decoder.output_upscaling[0].weight.data.mul_(VALUE_GAIN)
     _pass_on(transformer.layers[0].self_attn)
+    _remember_gently(model.memory_attention)
     trunk = model.image_encoder.trunk
     torch.nn.init.trunc_normal_(trunk.pos_embed, std=0.02)
     torch.nn.init.trunc_normal_(trunk.pos_embed_window, std=0.02)
+
+
+def _remember_gently(memory: Any) -> None:
+    """Let memory attention begin as the features themselves, of about their size, looking for what is
+    remembered where it was: biases of queries and keys that rotary encoding turns into nearness."""
+    memory.norm.weight.data.fill_(EMBEDDING_SIZE)
+    for layer in memory.layers:
+        for branch in (layer.self_attn.out_proj, layer.cross_attn_image.out_proj, layer.linear2):
+            branch.weight.data.mul_(BRANCH_GAIN)
+        for projection in (layer.cross_attn_image.q_proj, layer.cross_attn_image.k_proj):
+            halves = projection.bias.data.view(2, -1)  # columns and rows, fast angles first
+            halves[:, :FAST_ANGLES] = NEARNESS
 
 
 def _pass_on(attention: Any) -> None:

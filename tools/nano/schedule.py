@@ -31,9 +31,9 @@ class Phase:
 
 FROM_SCRATCH = (
     Phase(0.22, small=True, clips=0.0, least=0.012, plain=0.1, likeness=1.0, prompts=False),
-    Phase(0.55, small=True, clips=0.0, least=0.012, plain=0.2, likeness=0.3),
-    Phase(0.80, small=True, clips=0.35, least=0.006, plain=0.1, likeness=0.1),
-    Phase(1.00, small=False, clips=0.3, least=LEAST, plain=0.05, likeness=0.1),
+    Phase(0.50, small=True, clips=0.0, least=0.012, plain=0.2, likeness=0.3),
+    Phase(0.72, small=True, clips=0.4, least=0.006, plain=0.1, likeness=0.1),
+    Phase(1.00, small=False, clips=0.35, least=LEAST, plain=0.05, likeness=0.1),
 )
 FURTHER = (Phase(1.00, small=False, clips=0.4, least=LEAST, plain=0.05, likeness=0.1),)
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from masklet.pipeline.found import FoundMask
 
-OUTPUT = "Output"
 SEARCH = "Search"
 
 EXAMPLES = """Examples:
@@ -49,7 +48,7 @@ Outputs = Annotated[
         "--output",
         "-o",
         metavar="OUT",
-        rich_help_panel=OUTPUT,
+        rich_help_panel=options.OUTPUT,
         show_default="the folder IMAGE-masks here, unless --json is given",
         help="Where to: a folder for all of it, a COCO document (.json), or the picture with the masks "
         "drawn over it (.png, .jpg, .webp). Repeat it for several.",
@@ -59,7 +58,7 @@ Json = Annotated[
     bool,
     typer.Option(
         "--json",
-        rich_help_panel=OUTPUT,
+        rich_help_panel=options.OUTPUT,
         help="Print one JSON document: size, and for each mask scores, area, bbox and COCO RLE.",
     ),
 ]
@@ -129,10 +128,11 @@ def auto(
     tile: Tile = None,
     overlap: Overlap = 128,
     model: options.ModelOption = options.DEFAULT_MODEL,
-    device: options.Device = "cpu",
+    device: options.Device = None,
     threads: options.Threads = None,
-    precision: options.Precision = "f32",
+    precision: options.Precision = None,
     image_size: options.ImageSize = None,
+    profile: options.Profile = None,
 ) -> None:
     """Find the masks of everything in a picture.
 
@@ -148,9 +148,7 @@ def auto(
 
     from masklet import AutomaticMaskGenerator
 
-    loaded = options.load_model(
-        model, device=device, threads=threads, precision=precision, image_size=image_size
-    )
+    loaded = options.load_model(options.Computation(model, device, threads, precision, image_size, profile))
     generator = AutomaticMaskGenerator(loaded, **PRESETS[preset], min_mask_region_area=min_area)
     with terminal.search_bar("Looking at points") as progress:
         found = generator.find(pixels, tile=tile, overlap=overlap, progress=progress)

@@ -1,8 +1,7 @@
 """`masklet bench`: how fast and how large a model is on this machine.
 
 In: a model and how often to repeat. Out, on stdout: medians with their spread, threads, versions, peak
-memory. The picture is synthetic, always the same, and in memory, so that no decoder and no disk takes part.
-Comparisons with other programs are in `benchmarks/`, not here.
+memory; or, with --tune, a profile. Comparisons with other programs are in `benchmarks/`, not here.
 """
 
 from __future__ import annotations
@@ -10,19 +9,18 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from masklet.apps import options, terminal
+from masklet.apps.timing import CLICKS_PER_ENCODING, PICTURE_HW, steps_of
+from masklet.apps.tune import tune_model
 
 if TYPE_CHECKING:
     from masklet import Model
-
-PICTURE_HW = (720, 1280)  # pixels
-CLICKS_PER_ENCODING = 5
 
 
 @dataclass(frozen=True)
@@ -62,22 +60,38 @@ def bench(
     repeats: Annotated[
         int, typer.Option("--repeats", metavar="N", min=1, help="Encodings to time; five clicks after each.")
     ] = 5,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="Try precisions and numbers of threads, and write the fastest as a profile: to --profile "
+            "FILE, else to masklet.toml beside the model. What is given as an option is kept.",
+        ),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="With --tune: replace an earlier profile.")
+    ] = False,
     json: options.Json = False,
-    device: options.Device = "cpu",
+    device: options.Device = None,
     threads: options.Threads = None,
-    precision: options.Precision = "f32",
+    precision: options.Precision = None,
     image_size: options.ImageSize = None,
+    profile: options.Profile = None,
 ) -> None:
     """Time a model: encoding a picture, and a click on it.
 
     The picture is synthetic, 1280 x 720 pixels (width x height). Scaling it
     counts as encoding, scaling the mask back counts as the click.
     """
+    if overwrite and not tune:
+        raise typer.BadParameter("--overwrite is for the profile that --tune writes; give both.")
     path = options.local_file(model)
+    given = options.Computation(str(path), device, threads, precision, image_size, profile)
+    if tune:
+        tune_model(given, repeats, overwrite=overwrite, json=json)
+        return
     before = time.perf_counter()
-    loaded = options.load_model(
-        str(path), device=device, threads=threads, precision=precision, image_size=image_size
-    )
+    loaded = options.load_model(given)
     load_seconds = time.perf_counter() - before
     terminal.note(f"Timing {repeats} encodings")  # not a moving sign, which would take part in the race
     timings = _measure(loaded, load_seconds, repeats)
@@ -89,31 +103,13 @@ def bench(
 
 
 def _measure(model: Model, load_seconds: float, repeats: int) -> Timings:
-    from masklet import ImagePredictor
-    from masklet.testing import synthetic_scene
-
-    scene = synthetic_scene(size_hw=PICTURE_HW)
-    predictor = ImagePredictor(model)
-
-    def encode() -> None:
-        predictor.set_image(scene.image)
-
-    def click(index: int) -> None:
-        point = scene.points_xy[index % len(scene.points_xy)]
-        predictor.predict(point_coords=point[None], point_labels=[1], multimask_output=False)
-
-    first = _seconds(encode) + _seconds(lambda: click(0))  # also makes the sessions
+    steps = steps_of(model)
+    first = steps.encode() + steps.click(0)  # also makes the sessions
     encodings, clicks = [], []
     for _ in range(repeats):
-        encodings.append(_seconds(encode))
-        clicks += [_seconds(lambda index=index: click(index)) for index in range(CLICKS_PER_ENCODING)]
+        encodings.append(steps.encode())
+        clicks += [steps.click(index) for index in range(CLICKS_PER_ENCODING)]
     return Timings(Timing.of([load_seconds]), Timing.of([first]), Timing.of(encodings), Timing.of(clicks))
-
-
-def _seconds(step: Callable[[], object]) -> float:
-    before = time.perf_counter()
-    step()
-    return time.perf_counter() - before
 
 
 def _report(model: Model, timings: Timings) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from masklet import __version__
-from masklet.apps import auto, bench, export, inspect, manage, segment, terminal, track
+from masklet.apps import auto, bench, export, inspect, manage, quantize, segment, terminal, track
 from masklet.errors import MaskletError
 
 DEBUG = "MASKLET_DEBUG"
@@ -89,6 +89,7 @@ app.command(epilog=track.EXAMPLES)(track.track)
 app.command(rich_help_panel=MODELS)(manage.models)
 app.command(rich_help_panel=MODELS)(manage.pull)
 app.command(rich_help_panel=MODELS)(manage.info)
+app.command(rich_help_panel=MODELS)(quantize.quantize)
 app.command(rich_help_panel=MODELS)(manage.cache)
 app.command(rich_help_panel=NUMBERS)(bench.bench)
 app.command(rich_help_panel=NUMBERS)(export.export)

@@ -5,6 +5,7 @@ In: a model and a folder. Out: the files and their manifest; on stdout a table o
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +43,9 @@ def export(
     """
     from masklet.pipeline.export import export as export_model
 
-    loaded = options.load_model(model, device="cpu", threads=None, precision="f32", image_size=image_size)
+    # No profile: what is exported shall not depend on how a model runs here.
+    computation = options.Computation(model, "cpu", None, "f32", image_size, Path(os.devnull))
+    loaded = options.load_model(computation)
     manifest = export_model(
         loaded,
         folder,

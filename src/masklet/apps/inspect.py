@@ -60,10 +60,11 @@ def dump(
             "--multimask", rich_help_panel=options.PROMPTS, help="Three candidates instead of the one best."
         ),
     ] = False,
-    device: options.Device = "cpu",
+    device: options.Device = None,
     threads: options.Threads = None,
-    precision: options.Precision = "f32",
+    precision: options.Precision = None,
     image_size: options.ImageSize = None,
+    profile: options.Profile = None,
 ) -> None:
     """Write what goes on inside the network, step by step.
 
@@ -78,9 +79,7 @@ def dump(
     if not list_steps and output is None:
         raise typer.BadParameter("say where to write: -o FILE.npz.", param_hint="'--output' / '-o'")
     prompt = options.one_prompt(point, box, mask_input)
-    loaded = options.load_model(
-        model, device=device, threads=threads, precision=precision, image_size=image_size
-    )
+    loaded = options.load_model(options.Computation(model, device, threads, precision, image_size, profile))
     if image is None or output is None or list_steps:
         _list(loaded)
     else:

@@ -6,6 +6,7 @@ In: names and files. Out: tables, fields or one JSON document on stdout. Nothing
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,9 +21,15 @@ if TYPE_CHECKING:
     from masklet.io.checkpoints import Checkpoint
     from masklet.registry import PublishedModel
 
-ABILITIES = ("pictures: points, a box or a mask as prompts; one mask or three candidates",)
-FILE_SUFFIXES = (".pt", ".pth", ".safetensors")
-LAYOUTS = {"meta": "Meta's tensor names", "transformers": "the tensor names of Hugging Face transformers"}
+PICTURES = "pictures: points, a box or a mask as prompts; one mask or three candidates"
+VIDEO = "video: objects followed through all frames"
+FILE_SUFFIXES = (".pt", ".pth", ".safetensors", ".gguf", ".ggml")
+LAYOUTS = {
+    "meta": "Meta's tensor names",
+    "transformers": "the tensor names of Hugging Face transformers",
+    "sam3.cpp": "the tensor names of sam3.cpp",
+    "short": "masklet's short tensor names",
+}
 
 # ----------------------------------------------------------------------------------------------- models, pull
 
@@ -97,7 +104,7 @@ class FileReport:
 
     file: str
     bytes: int
-    format: str  # "torch" or "safetensors"
+    format: str  # "torch", "safetensors", "gguf" or "ggml"
     parameters: int
     tensors: int
     dtypes: dict[str, int]  # tensors of each type, most frequent first
@@ -111,6 +118,16 @@ class FileReport:
     layout: str | None = None  # whose names the tensors have
     abilities: tuple[str, ...] = ()
     problem: str | None = None  # why masklet cannot run it
+    listed: tuple[ListedTensor, ...] = ()  # if asked for
+
+
+@dataclass(frozen=True)
+class ListedTensor:
+    """One tensor by its canonical name, with the type that it is stored in."""
+
+    name: str
+    type: str
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -136,6 +153,9 @@ def info(
     verify: Annotated[
         bool, typer.Option("--verify", help="Read the whole file and compare it with its checksums.")
     ] = False,
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="List the tensors, by Meta's names, with the type of each.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Tell what a checkpoint file holds and what it can do."""
@@ -146,10 +166,16 @@ def info(
         if verify:
             report = replace(report, verified=checkpoint.verify())
         report, problem = _with_model(report, checkpoint)
+        if tensors:
+            report = replace(report, listed=_listed(checkpoint))
     if json:
         terminal.write_json(asdict(report))
     else:
         terminal.write_fields(_fields(report))
+    if report.listed and not json:
+        rows = [(tensor.name, tensor.type, str(tensor.shape)) for tensor in report.listed]
+        terminal.write("\n")
+        terminal.write_table(("tensor", "type", "shape"), rows)
     if problem is not None:
         raise problem
 
@@ -188,16 +214,25 @@ def _file_report(checkpoint: Checkpoint) -> FileReport:
     )
 
 
+def _listed(checkpoint: Checkpoint) -> tuple[ListedTensor, ...]:
+    from masklet.families.keymaps import canonical
+
+    tensors = canonical(checkpoint)
+    stored = ((key, tensors.stored(key)) for key in sorted(tensors.shapes))
+    return tuple(ListedTensor(key, dtype, tensors.shapes[key]) for key, dtype in stored if dtype)
+
+
 def _with_model(report: FileReport, checkpoint: Checkpoint) -> tuple[FileReport, MaskletError | None]:
     """The report with the model in the file; or with the reason why it cannot run, which comes along."""
     from masklet import load
     from masklet.families.keymaps import canonical
 
     try:
-        model = load(checkpoint.path)
+        model = load(checkpoint.path, profile=os.devnull)  # what is in the file, however it runs here
     except MaskletError as error:
         return replace(report, problem=str(error)), error
-    config = model.config
+    config, tensors = model.config, canonical(checkpoint)
+    tracks = any(name.startswith(model.family.video_tensors) for name in tensors.shapes)
     report = replace(
         report,
         model=options.model_name(model),
@@ -205,8 +240,8 @@ def _with_model(report: FileReport, checkpoint: Checkpoint) -> tuple[FileReport,
         version=config.version,
         network=Network(config.width, config.blocks, config.d_model),
         image_size=model.image_size,
-        layout=canonical(checkpoint).layout,
-        abilities=ABILITIES,
+        layout=tensors.layout,
+        abilities=(PICTURES, VIDEO) if tracks and model.family.video_stages else (PICTURES,),
     )
     return report, None
 

@@ -15,12 +15,13 @@ import typer
 
 if TYPE_CHECKING:
     from masklet import Model
+    from masklet.pipeline.profile import Settings
     from masklet.registry import PublishedModel
 
 DEFAULT_MODEL = "sam2.1_hiera_tiny"
 PROMPTS = "Prompts"  # titles of options in a command's help
+OUTPUT = "Output"
 RUNNING = "Running the model"
-_SIZE_MULTIPLE = 32
 
 # -------------------------------------------------------------------------------------------- what text means
 
@@ -76,17 +77,6 @@ def parse_box(text: str) -> Box:
     return Box((numbers[0], numbers[1], numbers[2], numbers[3]))
 
 
-def parse_image_size(text: str | int) -> int:
-    """The side of the model's input in pixels. Raises `typer.BadParameter`."""
-    try:
-        size = int(text)
-    except ValueError:
-        size = 0
-    if size < _SIZE_MULTIPLE or size % _SIZE_MULTIPLE:
-        raise typer.BadParameter(f"got {text}; give pixels, a multiple of {_SIZE_MULTIPLE} such as 1024.")
-    return size
-
-
 def one_prompt(points: list[Point] | None, boxes: list[Box] | None, mask_input: Path | None) -> Prompt | None:
     """What was said about the object, None for nothing. Raises `typer.BadParameter`."""
     if boxes and len(boxes) > 1:
@@ -120,7 +110,7 @@ ModelArgument = Annotated[
     typer.Argument(
         metavar="MODEL",
         show_default=False,
-        help="A checkpoint file (.pt, .safetensors) or a published name (see masklet models).",
+        help="A model file (.pt, .safetensors, .gguf, .ggml) or a published name (see masklet models).",
     ),
 ]
 ModelOption = Annotated[
@@ -129,7 +119,7 @@ ModelOption = Annotated[
         "--model",
         metavar="MODEL",
         rich_help_panel=RUNNING,
-        help="A checkpoint file (.pt, .safetensors) or a published name, downloaded when first used.",
+        help="A model file (.pt, .safetensors, .gguf, .ggml) or a published name, downloaded once.",
     ),
 ]
 Points = Annotated[
@@ -165,11 +155,12 @@ MaskInput = Annotated[
     ),
 ]
 Device = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--device",
         metavar="NAME",
         rich_help_panel=RUNNING,
+        show_default="cpu",
         help="Where to compute: cpu, cuda, tensorrt, openvino, coreml, webgpu, ...",
     ),
 ]
@@ -185,12 +176,14 @@ Threads = Annotated[
     ),
 ]
 Precision = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--precision",
         metavar="TYPE",
         rich_help_panel=RUNNING,
-        help="Number type of the computation: f32.",
+        show_default="auto",
+        help="Numbers to compute with: f32, f16 (weights in 16 bits), int8 (faster, on the CPU) or auto, "
+        "which loses nothing that the file has.",
     ),
 ]
 ImageSize = Annotated[
@@ -198,10 +191,21 @@ ImageSize = Annotated[
     typer.Option(
         "--image-size",
         metavar="PIXELS",
-        parser=parse_image_size,
+        min=1,
         rich_help_panel=RUNNING,
         show_default="the model's own, 1024",
-        help="Side of the square that the picture is scaled to, a multiple of 32 pixels. Less is faster.",
+        help="Side of the square that the picture is scaled to, in steps of 32 pixels, with SAM of 16. Less "
+        "is faster.",
+    ),
+]
+Profile = Annotated[
+    Path | None,
+    typer.Option(
+        "--profile",
+        metavar="FILE",
+        rich_help_panel=RUNNING,
+        show_default="masklet.toml beside the model, if it is there",
+        help="Settings for what these options leave open; masklet bench --tune writes one.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
@@ -209,19 +213,48 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 # ----------------------------------------------------------------------------------------------------- models
 
 
-def load_model(
-    name: str, *, device: str, threads: int | None, precision: str, image_size: int | None
-) -> Model:
+@dataclass(frozen=True)
+class Computation:
+    """Which model, and how it runs; None for what is left to the profile or to the model."""
+
+    model: str
+    device: str | None = None
+    threads: int | None = None
+    precision: str | None = None
+    image_size: int | None = None
+    profile: Path | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """What was given, under the names of `masklet.load`, but for the profile."""
+        return {name: value for name, value in vars(self).items() if name not in ("model", "profile")}
+
+    def settings(self) -> tuple[Settings, Path | None]:
+        """The settings as `masklet.load` finds them, without loading, and the profile in use."""
+        from masklet import registry
+        from masklet.io import hub
+        from masklet.pipeline.profile import settings_of
+
+        path = Path(self.model).expanduser()
+        return settings_of(
+            path if path.exists() else hub.cached(registry.find(self.model)), self.profile, self.arguments()
+        )
+
+
+def load_model(computation: Computation) -> Model:
     """The model of a command's options; a published one is downloaded first, with a progress bar.
 
     Raises what `masklet.load` raises.
     """
     from masklet import load
     from masklet.apps import terminal
+    from masklet.pipeline.profile import PROFILE
 
-    path = local_file(name)
-    with terminal.status(f"Loading {name}"):
-        return load(path, device=device, threads=threads, precision=precision, image_size=image_size)
+    path = local_file(computation.model)
+    beside = path.parent / PROFILE
+    if computation.profile is None and beside.is_file():
+        terminal.note(f"Settings from {beside}")
+    with terminal.status(f"Loading {computation.model}"):
+        return load(path, **computation.arguments(), profile=computation.profile)
 
 
 def local_file(name: str) -> Path:

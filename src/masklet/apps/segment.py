@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from masklet import Model
 
-OUTPUT = "Output"
 CANDIDATES = 3  # masks that --multimask gives
 
 
@@ -56,7 +55,7 @@ def segment(
             "--output",
             "-o",
             metavar="OUT.png",
-            rich_help_panel=OUTPUT,
+            rich_help_panel=options.OUTPUT,
             show_default="IMAGE-mask.png in this folder, unless --overlay or --json is given",
             help="Write the mask: 255 inside, 0 outside, as large as the picture.",
         ),
@@ -67,7 +66,7 @@ def segment(
             "--overlay",
             metavar="OUT.png",
             show_default=False,
-            rich_help_panel=OUTPUT,
+            rich_help_panel=options.OUTPUT,
             help="Write the picture with mask and prompts drawn over it: .png, .jpg or .webp.",
         ),
     ] = None,
@@ -75,7 +74,7 @@ def segment(
         bool,
         typer.Option(
             "--json",
-            rich_help_panel=OUTPUT,
+            rich_help_panel=options.OUTPUT,
             help="Print one JSON document: size, and for each mask score, area, bbox and COCO RLE.",
         ),
     ] = False,
@@ -83,15 +82,16 @@ def segment(
         bool,
         typer.Option(
             "--multimask",
-            rich_help_panel=OUTPUT,
+            rich_help_panel=options.OUTPUT,
             help="Give three candidates, best first; output files are named OUT-1, OUT-2 and OUT-3.",
         ),
     ] = False,
     model: options.ModelOption = options.DEFAULT_MODEL,
-    device: options.Device = "cpu",
+    device: options.Device = None,
     threads: options.Threads = None,
-    precision: options.Precision = "f32",
+    precision: options.Precision = None,
     image_size: options.ImageSize = None,
+    profile: options.Profile = None,
 ) -> None:
     """Mask one object in a picture.
 
@@ -108,9 +108,7 @@ def segment(
     _check_writable(image, files)
     pixels = _read_picture(image, prompt)
 
-    loaded = options.load_model(
-        model, device=device, threads=threads, precision=precision, image_size=image_size
-    )
+    loaded = options.load_model(options.Computation(model, device, threads, precision, image_size, profile))
     results = _predict(loaded, pixels, prompt, files)
     for result in results:
         _write_pictures(pixels, result, prompt)

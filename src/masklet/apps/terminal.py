@@ -18,6 +18,7 @@ from masklet.errors import OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
 
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 
@@ -45,7 +46,13 @@ def write_json(document: Mapping[str, Any]) -> None:
 
 
 def write_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> None:
-    """Aligned columns on stdout; `right` has an "r" at each column that is aligned right, in order."""
+    """Aligned columns on stdout; `right` as in `aligned`."""
+    first, *others = aligned(header, rows, right)
+    write(_emphasised(f"{first}\n") + "".join(f"{line}\n" for line in others))
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> list[str]:
+    """The lines of a table; `right` has an "r" at each column that is aligned right, in order."""
     widths = [max(len(line[column]) for line in (header, *rows)) for column in range(len(header))]
     flush_right = [right[column : column + 1] == "r" for column in range(len(header))]
 
@@ -54,9 +61,9 @@ def write_table(header: Sequence[str], rows: Sequence[Sequence[str]], right: str
             cell.rjust(width) if is_right else cell.ljust(width)
             for cell, width, is_right in zip(cells, widths, flush_right, strict=True)
         ]
-        return "  ".join(padded).rstrip() + "\n"
+        return "  ".join(padded).rstrip()
 
-    write(_emphasised(line(header)) + "".join(map(line, rows)))
+    return [line(header), *map(line, rows)]
 
 
 def write_fields(fields: Mapping[str, str]) -> None:
@@ -136,23 +143,22 @@ def download_bar(label: str) -> Iterator[Callable[[int, int], None]]:
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import DownloadColumn, TransferSpeedColumn
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=_console(), transient=True) as progress:
+    with _progress(DownloadColumn(), TransferSpeedColumn()) as progress:
+        task = progress.add_task(label, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def search_bar(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for a search; the block's value is called with the steps done and in all."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    from rich.progress import MofNCompleteColumn
+
+    with _progress(MofNCompleteColumn()) as progress:
         task = progress.add_task(label, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
@@ -168,13 +174,10 @@ def frame_bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
         return
     import time
 
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import MofNCompleteColumn, TextColumn
 
-    columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()]
-    columns += [TextColumn("{task.fields[rate]}", markup=False), TimeRemainingColumn()]
-    # Rich would send to stderr what the block writes to stdout, such as results that a pipe waits for.
-    settings: dict[str, Any] = {"transient": True, "redirect_stdout": False, "redirect_stderr": False}
-    with Progress(*columns, console=_console(), speed_estimate_period=120, **settings) as progress:
+    columns = (MofNCompleteColumn(), TextColumn("{task.fields[rate]}", markup=False))
+    with _progress(*columns, speed_estimate_period=120) as progress:
         task = progress.add_task(label, total=total, rate="")
         began = time.monotonic()
 
@@ -185,23 +188,20 @@ def frame_bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
         yield advance
 
 
-@contextlib.contextmanager
-def search_bar(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for a search; the block's value is called with the steps done and in all."""
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _progress(*columns: ProgressColumn, speed_estimate_period: float = 30) -> Progress:
+    """A bar on stderr that goes away at its end: label, bar, the columns, the time left."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
+    label = TextColumn("{task.description}", markup=False)
+    return Progress(
+        *(label, BarColumn(), *columns, TimeRemainingColumn()),
+        console=_console(),
+        transient=True,
+        # Rich would send to stderr what the block writes to stdout, such as results that a pipe waits for.
+        redirect_stdout=False,
+        redirect_stderr=False,
+        speed_estimate_period=speed_estimate_period,
     )
-    with Progress(*columns, console=_console(), transient=True) as progress:
-        task = progress.add_task(label, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _console() -> Console:

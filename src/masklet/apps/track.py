@@ -40,12 +40,10 @@ from masklet.apps.track_run import (
 from masklet.errors import OutputError
 
 if TYPE_CHECKING:
-    from masklet import Model
     from masklet.io.results import ResultWriter, RunSettings, Start
     from masklet.io.video import VideoSource
 
 FRAMES = "Frames"  # titles of options in the command's help
-OUTPUT = "Output"
 TRACKING = "Tracking"
 
 EXAMPLES = """Examples:
@@ -145,7 +143,7 @@ Outputs = Annotated[
         "-o",
         metavar="OUT",
         show_default=False,
-        rich_help_panel=OUTPUT,
+        rich_help_panel=options.OUTPUT,
         help="Where to: a video to look at (.mp4, .mov, .mkv, .webm), a folder of PNGs whose colour index is "
         "the object, a COCO document (.json), a line of JSON for each frame (.jsonl), or the same on "
         "standard output (-). Repeat it for several.",
@@ -154,22 +152,25 @@ Outputs = Annotated[
 PerObject = Annotated[
     bool,
     typer.Option(
-        "--per-object", rich_help_panel=OUTPUT, help="In a folder: black and white masks, OUT/OBJ/00000.png."
+        "--per-object",
+        rich_help_panel=options.OUTPUT,
+        help="In a folder: black and white masks, OUT/OBJ/00000.png.",
     ),
 ]
 NoMasks = Annotated[
-    bool, typer.Option("--no-masks", rich_help_panel=OUTPUT, help="In JSON lines: leave the masks out.")
+    bool,
+    typer.Option("--no-masks", rich_help_panel=options.OUTPUT, help="In JSON lines: leave the masks out."),
 ]
 Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        rich_help_panel=OUTPUT,
+        rich_help_panel=options.OUTPUT,
         help="Add the frames that a folder or a .jsonl file of an earlier run lacks.",
     ),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace earlier results.")
+    bool, typer.Option("--overwrite", rich_help_panel=options.OUTPUT, help="Replace earlier results.")
 ]
 FillHoles = Annotated[
     float,
@@ -219,27 +220,6 @@ class Wish:
     start: Start
 
 
-@dataclass(frozen=True)
-class Computation:
-    """Which model, and how it runs."""
-
-    model: str
-    device: str
-    threads: int | None
-    precision: str
-    image_size: int | None
-
-    def load(self) -> Model:
-        """The model, with a moving sign."""
-        return options.load_model(
-            self.model,
-            device=self.device,
-            threads=self.threads,
-            precision=self.precision,
-            image_size=self.image_size,
-        )
-
-
 def track(
     video: VideoArgument,
     point: Points = None,
@@ -259,10 +239,11 @@ def track(
     lost_after: LostAfter = 30,
     state: State = "forget",
     model: options.ModelOption = options.DEFAULT_MODEL,
-    device: options.Device = "cpu",
+    device: options.Device = None,
     threads: options.Threads = None,
-    precision: options.Precision = "f32",
+    precision: options.Precision = None,
     image_size: options.ImageSize = None,
+    profile: options.Profile = None,
 ) -> None:
     """Follow objects through a video.
 
@@ -281,7 +262,7 @@ def track(
         outputs, per_object, not no_masks, "resume" if resume else "overwrite" if overwrite else "new"
     )
     method = Method(fill_holes, non_overlap, lost_after, state)
-    computation = Computation(model, device, threads, precision, image_size)
+    computation = options.Computation(model, device, threads, precision, image_size, profile)
     with _open(video) as source:
         check_prompts(gathered, source.num_frames, source.size_hw)
         if source.num_frames is None:
@@ -320,7 +301,11 @@ def _order(
 
 
 def _settings(
-    video: str, source: VideoSource, prompts: Sequence[FramePrompt], method: Method, computation: Computation
+    video: str,
+    source: VideoSource,
+    prompts: Sequence[FramePrompt],
+    method: Method,
+    computation: options.Computation,
 ) -> dict[str, Any]:
     """What decides the results, under the names of the options. Neither threads nor the way in which past
     frames are kept do."""
@@ -328,13 +313,14 @@ def _settings(
 
     path = Path(computation.model).expanduser()
     size = path.stat().st_size if path.is_file() else registry.find(computation.model).size_bytes
+    running, _ = computation.settings()
     return {
         "masklet": __version__,
         "video": {"name": Path(video).name, "frames": source.num_frames, "size": list(source.size_hw)},
         "model": {"name": path.name, "bytes": size},
-        "device": computation.device,
-        "precision": computation.precision,
-        "image_size": computation.image_size,
+        "device": running.device,
+        "precision": running.precision,
+        "image_size": running.image_size,
         "fill_holes": method.fill_holes,
         "non_overlap": method.non_overlap,
         "lost_after": method.lost_after,
@@ -349,7 +335,7 @@ def _track_clip(
     order: range,
     wish: Wish,
     method: Method,
-    computation: Computation,
+    computation: options.Computation,
 ) -> None:
     from masklet.io.results import RunSettings
 
@@ -362,7 +348,7 @@ def _track_clip(
             writer.finish()
         terminal.note(f"All {there} frames are there already.")
         return
-    model = computation.load()
+    model = options.load_model(computation)
     pictures = source if any(writer.needs_pixels for writer in writers) else None
 
     def results(cancel: Callable[[], bool]) -> Results:
@@ -378,13 +364,13 @@ def _track_stream(
     num_frames: int | None,
     wish: Wish,
     method: Method,
-    computation: Computation,
+    computation: options.Computation,
 ) -> None:
     from masklet.io.results import RunSettings
 
     settings = RunSettings(_settings("camera", source, prompts, method, computation))
     writers = _open_writers(wish, settings, prompts, source, reverse=False)
-    model = computation.load()
+    model = options.load_model(computation)
 
     def results(cancel: Callable[[], bool]) -> Results:
         return results_of_stream(model, source, prompts, num_frames, method, cancel)

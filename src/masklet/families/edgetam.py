@@ -10,11 +10,9 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from types import ModuleType
-from typing import Any
 
-from masklet.errors import UnknownFormatError
 from masklet.families import sam2
-from masklet.families.family import CONFIG_KEY, Family, Shapes, filled
+from masklet.families.family import Family, Shapes, check_sizes, count_blocks, has_decoder, unknown_network
 from masklet.model.config import PATCH_STRIDE, STAGES, RepVitConfig
 from masklet.model.tokens import MemoryPlaces, TokenOrder, raster, upscaled_orders
 
@@ -83,16 +81,13 @@ PRESETS = {"edgetam": EdgeTamConfig(REPVIT_M1, 256, 64, 2048, 2, 2, 256, 256, 10
 
 def matches(shapes: Shapes) -> bool:
     """True when the tensors look like EdgeTAM's in Meta's own keys."""
-    return STEM in shapes and any(name.startswith("sam_mask_decoder.") for name in shapes)
+    return STEM in shapes and has_decoder(shapes)
 
 
 def recognise(shapes: Shapes) -> EdgeTamConfig:
     """The published configuration, if tensor names and shapes are its own. Raises UnknownFormatError."""
-    prefix = "image_encoder.trunk.body."
-    depths = tuple(
-        len({name.split(".")[5] for name in shapes if name.startswith(f"{prefix}stages_{stage}.blocks.")})
-        for stage in range(STAGES)
-    )
+    body = "image_encoder.trunk.body."
+    depths = tuple(count_blocks(shapes, f"{body}stages_{stage}.blocks.") for stage in range(STAGES))
     width = 2 * shapes[STEM][0]
     latents = tuple(shapes[name][0] for name in (LATENTS, LATENTS_2D) if name in shapes)
     for config in PRESETS.values():
@@ -102,40 +97,23 @@ def recognise(shapes: Shapes) -> EdgeTamConfig:
         ):
             return config
     published = PRESETS["edgetam"]
-    raise UnknownFormatError(
-        f"EdgeTAM with a trunk of width {width}, blocks {depths} and latents {latents}; published is "
-        f"{published.width}, {published.blocks} and {(published.latents, published.latents_2d)}. "
-        f"A network of your own needs its configuration in the metadata {CONFIG_KEY}."
+    raise unknown_network(
+        f"EdgeTAM with a trunk of width {width}, blocks {depths} and latents {latents}",
+        f"{published.width}, {published.blocks} and {(published.latents, published.latents_2d)}",
     )
-
-
-def parse(values: dict[str, Any]) -> EdgeTamConfig:
-    """The configuration of metadata. Raises ValueError, KeyError or TypeError."""
-    config = filled(EdgeTamConfig, {**values, "trunk": filled(RepVitConfig, values["trunk"])})
-    _check_numbers(config)
-    return config
 
 
 def _check_numbers(config: EdgeTamConfig) -> None:
     trunk = config.trunk
-    numbers = [config.d_model, config.memory_dim, config.mlp_dim, config.image_size, *trunk.embed_dims]
-    numbers += [
-        config.memory_layers,
-        config.perceiver_layers,
-        config.latents,
-        config.latents_2d,
-        *trunk.depths,
-    ]
-    if not all(isinstance(n, int) and 0 < n <= 16384 for n in numbers):
-        raise ValueError("sizes must be whole numbers between 1 and 16384")
+    check_sizes((config.mlp_dim, config.image_size, config.memory_layers, config.perceiver_layers))
+    check_sizes((config.latents, config.latents_2d, *trunk.embed_dims, *trunk.depths))
+    sam2.check_channels(config)
     if len(trunk.embed_dims) != STAGES or len(trunk.depths) != STAGES or trunk.embed_dims[0] % 2:
         raise ValueError("four stages are needed, the first of an even width")
     if sum(trunk.depths) > 256 or max(config.memory_layers, config.perceiver_layers) > 64:
         raise ValueError("at most 256 blocks, and 64 layers of memory attention and of the perceiver")
     if config.image_size % sam2.SIZE_MULTIPLE or math.isqrt(config.latents_2d) ** 2 != config.latents_2d:
         raise ValueError("an input side in steps of 32 and a square number of latents_2d are needed")
-    if config.d_model % config.memory_dim or config.d_model % 8 or config.memory_dim % 4:
-        raise ValueError("d_model must be a multiple of 8 and of memory_dim, memory_dim one of 4")
 
 
 def _network() -> ModuleType:
@@ -147,6 +125,8 @@ def _network() -> ModuleType:
 FAMILY = Family(
     name=NAME,
     title=TITLE,
+    config=EdgeTamConfig,
+    trunk=RepVitConfig,
     presets=PRESETS,
     image_stages=sam2.IMAGE_STAGES,
     video_stages=sam2.VIDEO_STAGES,
@@ -158,6 +138,6 @@ FAMILY = Family(
     size_multiple=sam2.SIZE_MULTIPLE,
     matches=matches,
     recognise=recognise,
-    parse=parse,
+    check=_check_numbers,
     network=_network,
 )

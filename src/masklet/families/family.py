@@ -6,15 +6,16 @@ configuration, or an error that says what does not fit. Knows no family in parti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from types import ModuleType
 from typing import Any, Protocol
 
-from masklet.errors import InputError, TensorMismatchError
+from masklet.errors import InputError, TensorMismatchError, UnknownFormatError
 from masklet.model.tokens import MemoryPlaces, TokenOrder
 
 CONFIG_KEY = "masklet.config"  # of the metadata in files that masklet writes
+MAX_SIZE = 16384  # of any number of a configuration
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -62,11 +63,13 @@ class Config(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One family. `parse` makes a configuration of metadata or raises ValueError, KeyError or TypeError;
+    """One family. `check` raises ValueError or TypeError for a configuration of numbers that make no network;
     `network` imports the module that records graphs: its `NETWORK` and `STAGES`."""
 
     name: str
     title: str  # as people write it
+    config: type  # of its configurations
+    trunk: type  # of their `trunk`
     presets: Mapping[str, Any]  # published name -> configuration
     image_stages: tuple[str, ...]
     video_stages: tuple[str, ...] = ()
@@ -75,12 +78,18 @@ class Family:
     size_multiple: int  # pixels, of an input's side
     matches: Callable[[Shapes], bool]
     recognise: Callable[[Shapes], Any]
-    parse: Callable[[dict[str, Any]], Any]
+    check: Callable[[Any], None]
     network: Callable[[], ModuleType]
 
     def preset_name(self, config: Config) -> str | None:
         """The published name of a configuration, None for one of your own."""
         return next((name for name, preset in self.presets.items() if preset == config), None)
+
+    def parse(self, values: dict[str, Any]) -> Any:
+        """The configuration of metadata. Raises ValueError, KeyError or TypeError."""
+        config = _filled(self.config, {**values, "trunk": _filled(self.trunk, values["trunk"])})
+        self.check(config)
+        return config
 
     def check_size(self, size: int) -> int:
         """`size` if it can be the side of an input, in pixels. Raises InputError."""
@@ -121,7 +130,32 @@ class Family:
             )
 
 
-def filled(kind: type, values: Any) -> Any:
+def has_decoder(shapes: Shapes) -> bool:
+    """True when there are tensors of a mask decoder under its canonical key."""
+    return any(name.startswith("sam_mask_decoder.") for name in shapes)
+
+
+def count_blocks(shapes: Shapes, prefix: str) -> int:
+    """How many blocks have tensors: how many different parts of names follow `prefix`."""
+    return len({name[len(prefix) :].split(".")[0] for name in shapes if name.startswith(prefix)})
+
+
+def unknown_network(found: str, published: str) -> UnknownFormatError:
+    """The error for a network of a family that is none of its published ones."""
+    return UnknownFormatError(
+        f"{found}; published: {published}. "
+        f"A network of your own needs its configuration in the metadata {CONFIG_KEY}."
+    )
+
+
+def check_sizes(numbers: Iterable[Any]) -> None:
+    """Raises ValueError unless all are sizes that a network can have."""
+    wrong = [n for n in numbers if not isinstance(n, int) or isinstance(n, bool) or not 0 < n <= MAX_SIZE]
+    if wrong:
+        raise ValueError(f"{wrong[0]!r} among the sizes; whole numbers between 1 and {MAX_SIZE} are allowed")
+
+
+def _filled(kind: type, values: Any) -> Any:
     """A configuration dataclass from parsed JSON: every field and nothing else; lists become tuples.
 
     Raises ValueError.

@@ -2,9 +2,9 @@
 the same keys where it has the same parts.
 
 In: an open checkpoint. Out: `Tensors`: names and shapes in canonical keys, and their values, which stay in
-the file until they are asked for. The layout is told by the tensors' names. Knows nothing about sizes,
-versions or networks: whether a model's tensors are complete is for its family to check. What a map does not
-know keeps its own name, so that this check reports it.
+the file until they are asked for. The layout is told by the tensors' names, or by the format of the file.
+Knows nothing about sizes, versions or networks: whether a model's tensors are complete is for its family to
+check. What a map does not know keeps its own name, so that this check reports it.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ from typing import NamedTuple
 import numpy as np
 
 from masklet.errors import TensorMismatchError, UnknownFormatError
+from masklet.families import sam3cpp
+from masklet.families.short_names import lengthened
 from masklet.io.checkpoints import Checkpoint
-from masklet.io.tensor_table import quoted
+from masklet.io.tensor_table import BLOCKS, quoted
 
 __all__ = ["Tensors", "canonical"]
 
-META, TRANSFORMERS = "meta", "transformers"
+META, TRANSFORMERS, SAM3CPP, SHORT = "meta", "transformers", "sam3.cpp", "short"
 
 _Table = Mapping[tuple[str, str], Mapping[str, str]]  # (prefix of theirs, of ours) -> their name -> our key
 _Rule = tuple[re.Pattern[str], str]
 
-_FLOATS = ("f32", "f16", "bf16", "f64")
+_FLOATS = ("f32", "f16", "bf16", "f64", *BLOCKS)
 
 # Hugging Face transformers: `Sam2Model`, and `Sam2VideoModel`, which the published files hold
 # (facebook/sam2-hiera-*, facebook/sam2.1-hiera-*). Its own loader renames nothing for them.
@@ -176,10 +178,12 @@ _LAYOUTS: tuple[tuple[str, str, tuple[_Table, ...]], ...] = (
 
 
 class _Source(NamedTuple):
-    """Where a canonical tensor lies in the file: a tensor, or one row of it."""
+    """Where a canonical tensor lies in the file: a tensor, or one row of it. A constant is in no file."""
 
     name: str
+    shape: tuple[int, ...]  # of the canonical tensor
     row: int | None = None
+    constant: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +196,7 @@ class Tensors:
     shapes: Mapping[str, tuple[int, ...]]
     """Canonical key -> shape; tensors that the map does not know stand under their names in the file."""
     layout: str
-    """Whose names the file has: "meta" or "transformers"."""
+    """Whose names the file has: "meta", "transformers", "sam3.cpp", or "short" for masklet's own."""
     _checkpoint: Checkpoint = field(repr=False)
     _sources: Mapping[str, _Source] = field(repr=False)
 
@@ -210,6 +214,11 @@ class Tensors:
             )
         return _read(self._checkpoint, self._sources[key])
 
+    def stored(self, key: str) -> str | None:
+        """The type that the file has the tensor in; None for a constant, which is in no file."""
+        source = self._sources[key]
+        return None if source.constant is not None else self._checkpoint.tensors[source.name].dtype
+
     def release_pages(self) -> None:
         """See `Checkpoint.release_pages`."""
         self._checkpoint.release_pages()
@@ -220,23 +229,28 @@ def canonical(checkpoint: Checkpoint) -> Tensors:
 
     Raises `TensorMismatchError` where two tensors of the file stand for one key and differ.
     """
-    layout, tables = next(
-        (
-            (layout, tables)
-            for sign, layout, tables in _LAYOUTS
-            if any(name.startswith(sign) for name in checkpoint.tensors)
-        ),
-        (META, ()),
-    )
+    layout, tables = _layout(checkpoint)
     rules = [rule for table in tables for rule in _rules(table)]
-    shapes: dict[str, tuple[int, ...]] = {}
     sources: dict[str, _Source] = {}
     for name, info in checkpoint.tensors.items():
-        for key, shape, source in _translate(name, info.shape, rules):
+        for key, source in _sources(name, info.shape, layout, rules):
             if key in sources:
                 _check_equal(checkpoint, key, sources[key], source)
-            shapes[key], sources[key] = shape, source
+            sources[key] = source
+    shapes = {key: source.shape for key, source in sources.items()}
     return Tensors(MappingProxyType(shapes), layout, checkpoint, MappingProxyType(sources))
+
+
+def _layout(checkpoint: Checkpoint) -> tuple[str, tuple[_Table, ...]]:
+    """Whose names a file has, and the maps for them."""
+    if checkpoint.format == "gguf":
+        return SHORT, ()
+    if checkpoint.format == "ggml":
+        return SAM3CPP, (sam3cpp.TABLE,)
+    for sign, layout, tables in _LAYOUTS:
+        if any(name.startswith(sign) for name in checkpoint.tensors):
+            return layout, tables
+    return META, ()
 
 
 def _rules(table: _Table) -> list[_Rule]:
@@ -254,20 +268,29 @@ def _pattern(theirs: str) -> re.Pattern[str]:
     return re.compile(theirs)
 
 
-def _translate(
-    name: str, shape: tuple[int, ...], rules: list[_Rule]
-) -> Iterator[tuple[str, tuple[int, ...], _Source]]:
-    """The keys that a tensor of the file stands for; its own name if no rule fits."""
+def _sources(
+    name: str, shape: tuple[int, ...], layout: str, rules: list[_Rule]
+) -> Iterator[tuple[str, _Source]]:
+    """The keys that a tensor of the file stands for, its own name if no rule fits; and what comes with it."""
+    for key, row in _translate(lengthened(name) if layout == SHORT else name, shape, rules):
+        yield key, _Source(name, shape if row is None else (1, *shape[1:]), row)
+        if layout == SAM3CPP:
+            for beside, its_shape, constant in sam3cpp.unmerged(key, shape):
+                yield beside, _Source(name, its_shape, None, constant)
+
+
+def _translate(name: str, shape: tuple[int, ...], rules: list[_Rule]) -> Iterator[tuple[str, int | None]]:
+    """The keys that a name stands for, with the row of the tensor where that is not all of it."""
     for pattern, template in rules:
         match = pattern.fullmatch(name)
         if match and "{row}" not in template:
-            yield template.format(*match.groups()), shape, _Source(name)
+            yield template.format(*match.groups()), None
             return
         if match and len(shape) == 2 and shape[0] == _POINT_TYPES:
             for row in range(shape[0]):
-                yield template.format(*match.groups(), row=row), (1, shape[1]), _Source(name, row)
+                yield template.format(*match.groups(), row=row), row
             return
-    yield name, shape, _Source(name)
+    yield name, None
 
 
 def _check_equal(checkpoint: Checkpoint, key: str, first: _Source, second: _Source) -> None:
@@ -280,6 +303,8 @@ def _check_equal(checkpoint: Checkpoint, key: str, first: _Source, second: _Sour
 
 
 def _read(checkpoint: Checkpoint, source: _Source) -> np.ndarray:
+    if source.constant is not None:
+        return np.full(source.shape, source.constant, np.float32)
     dtype = checkpoint.tensors[source.name].dtype
     if dtype not in _FLOATS:
         raise UnknownFormatError(

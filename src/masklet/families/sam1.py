@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from types import ModuleType
-from typing import Any
 
 from masklet.errors import UnknownFormatError
-from masklet.families.family import CONFIG_KEY, Family, Shapes, filled
+from masklet.families.family import Family, Shapes, check_sizes, count_blocks, has_decoder, unknown_network
 from masklet.model.config import VIT_PATCH, VitConfig
 from masklet.model.tokens import MemoryPlaces, TokenOrder, upscaled_orders
 
@@ -79,17 +78,14 @@ PRESETS = {f"sam_{size}": Sam1Config(trunk, 256, 2048, 1024) for size, trunk in 
 
 def matches(shapes: Shapes) -> bool:
     """True when the tensors look like those of SAM with a ViT."""
-    return all(len(shapes.get(name, ())) == 4 for name in (TABLE, NECK)) and any(
-        name.startswith("sam_mask_decoder.") for name in shapes
-    )
+    return all(len(shapes.get(name, ())) == 4 for name in (TABLE, NECK)) and has_decoder(shapes)
 
 
 def recognise(shapes: Shapes) -> Sam1Config:
     """The configuration that tensor names and shapes belong to: a published one, or one of these fine-tuned
     at another input size. Raises UnknownFormatError for another encoder."""
     width, grid = shapes[NECK][1], shapes[TABLE][1]
-    prefix = "image_encoder.blocks."
-    depth = len({name[len(prefix) :].split(".")[0] for name in shapes if name.startswith(prefix)})
+    depth = count_blocks(shapes, "image_encoder.blocks.")
     for preset in PRESETS.values():
         if (preset.trunk.embed_dim, preset.trunk.depth) == (width, depth):
             config = Sam1Config(preset.trunk, preset.d_model, preset.mlp_dim, VIT_PATCH * grid)
@@ -99,25 +95,13 @@ def recognise(shapes: Shapes) -> Sam1Config:
                 raise UnknownFormatError(f"SAM with a position table of side {grid}: {error}") from error
             return config
     known = ", ".join(f"{size} {t.embed_dim} and {t.depth}" for size, t in TRUNKS.items())
-    raise UnknownFormatError(
-        f"SAM with an encoder of width {width} and {depth} blocks; published are {known}. "
-        f"A network of your own needs its configuration in the metadata {CONFIG_KEY}."
-    )
-
-
-def parse(values: dict[str, Any]) -> Sam1Config:
-    """The configuration of metadata. Raises ValueError, KeyError or TypeError."""
-    config = filled(Sam1Config, {**values, "trunk": filled(VitConfig, values["trunk"])})
-    _check_numbers(config)
-    return config
+    raise unknown_network(f"SAM with an encoder of width {width} and {depth} blocks", known)
 
 
 def _check_numbers(config: Sam1Config) -> None:
     trunk = config.trunk
-    numbers = [trunk.embed_dim, trunk.depth, trunk.num_heads, trunk.window]
-    numbers += [config.d_model, config.mlp_dim, config.image_size]
-    if not all(isinstance(n, int) and 0 < n <= 16384 for n in numbers):
-        raise ValueError("sizes must be whole numbers between 1 and 16384")
+    check_sizes((trunk.embed_dim, trunk.depth, trunk.num_heads, trunk.window))
+    check_sizes((config.d_model, config.mlp_dim, config.image_size))
     if trunk.depth > 256 or config.image_size % VIT_PATCH or trunk.embed_dim % trunk.num_heads:
         raise ValueError("at most 256 blocks, an input side in steps of 16, a width that the heads divide")
     if not all(isinstance(n, int) and 0 <= n < trunk.depth for n in trunk.global_attn_indexes):
@@ -135,12 +119,14 @@ def _network() -> ModuleType:
 FAMILY = Family(
     name=NAME,
     title="SAM",
+    config=Sam1Config,
+    trunk=VitConfig,
     presets=PRESETS,
     image_stages=IMAGE_STAGES,
     unused_tensors={},
     size_multiple=VIT_PATCH,
     matches=matches,
     recognise=recognise,
-    parse=parse,
+    check=_check_numbers,
     network=_network,
 )

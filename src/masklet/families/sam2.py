@@ -10,10 +10,16 @@ import json
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from types import ModuleType
-from typing import Any
 
-from masklet.errors import UnknownFormatError
-from masklet.families.family import CONFIG_KEY, Family, Shapes, filled
+from masklet.families.family import (
+    Config,
+    Family,
+    Shapes,
+    check_sizes,
+    count_blocks,
+    has_decoder,
+    unknown_network,
+)
 from masklet.model.config import HieraConfig
 from masklet.model.tokens import MemoryPlaces, TokenOrder, stage_orders
 
@@ -101,9 +107,7 @@ PRESETS = {
 
 def matches(shapes: Shapes) -> bool:
     """True when the tensors look like SAM 2's in Meta's own keys."""
-    return "image_encoder.trunk.patch_embed.proj.weight" in shapes and any(
-        name.startswith("sam_mask_decoder.") for name in shapes
-    )
+    return "image_encoder.trunk.patch_embed.proj.weight" in shapes and has_decoder(shapes)
 
 
 def recognise(shapes: Shapes) -> Sam2Config:
@@ -112,9 +116,9 @@ def recognise(shapes: Shapes) -> Sam2Config:
     Raises UnknownFormatError when the trunk is none of the published ones.
     """
     prefix = "image_encoder.trunk.blocks."
-    blocks = {name[len(prefix) :].split(".")[0] for name in shapes if name.startswith(prefix)}
-    changes = [index for index in range(len(blocks)) if f"{prefix}{index}.proj.weight" in shapes]
-    bounds = [0, *changes, len(blocks)]
+    blocks = count_blocks(shapes, prefix)
+    changes = [index for index in range(blocks) if f"{prefix}{index}.proj.weight" in shapes]
+    bounds = [0, *changes, blocks]
     stages = tuple(after - before for before, after in pairwise(bounds))
     width = shapes["image_encoder.trunk.patch_embed.proj.weight"][0]
 
@@ -124,28 +128,16 @@ def recognise(shapes: Shapes) -> Sam2Config:
         if config.version == version and (config.trunk.embed_dim, config.trunk.stages) == (width, stages):
             return config
     known = ", ".join(f"{size} {t.embed_dim} {t.stages}" for size, t in TRUNKS.items())
-    raise UnknownFormatError(
-        f"SAM 2 with a trunk of width {width} and blocks {stages}; "
-        f"published are {known}. A network of your own needs its configuration in the metadata {CONFIG_KEY}."
-    )
-
-
-def parse(values: dict[str, Any]) -> Sam2Config:
-    """The configuration of metadata. Raises ValueError, KeyError or TypeError."""
-    config = filled(Sam2Config, {**values, "trunk": filled(HieraConfig, values["trunk"])})
-    _check_numbers(config)
-    return config
+    raise unknown_network(f"SAM 2 with a trunk of width {width} and blocks {stages}", known)
 
 
 def _check_numbers(config: Sam2Config) -> None:
     trunk = config.trunk
-    numbers = [trunk.embed_dim, trunk.num_heads, config.d_model, config.memory_dim, config.image_size]
-    numbers += [config.mlp_dim, config.memory_layers]
-    numbers += [*trunk.stages, *trunk.window_spec, *trunk.window_pos_embed_bkg_spatial_size]
-    if not all(isinstance(n, int) and 0 < n <= 16384 for n in numbers) or len(trunk.stages) != 4:
-        raise ValueError("sizes must be whole numbers between 1 and 16384, with four stages")
-    if len(trunk.window_spec) != 4 or config.version not in ("2.0", "2.1"):
-        raise ValueError("four windows and version 2.0 or 2.1 are needed")
+    check_sizes((trunk.embed_dim, trunk.num_heads, config.image_size, config.mlp_dim, config.memory_layers))
+    check_sizes((*trunk.stages, *trunk.window_spec, *trunk.window_pos_embed_bkg_spatial_size))
+    check_channels(config)
+    if len(trunk.stages) != 4 or len(trunk.window_spec) != 4 or config.version not in ("2.0", "2.1"):
+        raise ValueError("four stages, four windows and version 2.0 or 2.1 are needed")
     if (
         sum(trunk.stages) > 256
         or config.memory_layers > 64
@@ -156,6 +148,11 @@ def _check_numbers(config: Sam2Config) -> None:
             "at most 256 blocks, 64 layers of memory attention, an input side in steps of 32, a width that "
             "the heads divide"
         )
+
+
+def check_channels(config: Config) -> None:
+    """Raises ValueError unless picture and memory have numbers of channels that go together."""
+    check_sizes((config.d_model, config.memory_dim))
     if config.d_model % config.memory_dim or config.d_model % 8 or config.memory_dim % 4:
         raise ValueError("d_model must be a multiple of 8 and of memory_dim, memory_dim one of 4")
 
@@ -169,6 +166,8 @@ def _network() -> ModuleType:
 FAMILY = Family(
     name=NAME,
     title="SAM 2",
+    config=Sam2Config,
+    trunk=HieraConfig,
     presets=PRESETS,
     image_stages=IMAGE_STAGES,
     video_stages=VIDEO_STAGES,
@@ -177,6 +176,6 @@ FAMILY = Family(
     size_multiple=SIZE_MULTIPLE,
     matches=matches,
     recognise=recognise,
-    parse=parse,
+    check=_check_numbers,
     network=_network,
 )

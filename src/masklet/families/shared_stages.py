@@ -12,7 +12,7 @@ from typing import Protocol
 import onnx_ir as ir
 
 from masklet.families.family import Config
-from masklet.model.layers import Ops
+from masklet.model.layers import Ops, scope
 from masklet.model.mask_decoder import MASKS, FinerFeatures, MaskDecoder
 from masklet.model.prompt_encoder import PromptEncoder
 from masklet.model.tokens import TokenOrder
@@ -74,7 +74,9 @@ def share_image(op: Ops, net: Prompted, config: Config, size: int) -> Outputs:
     image: `image` (1, T, C), and of its first attention `keys`, `values` and `queries` (1, T, C / 2)."""
     embedding = stage_input(op, "embedding", (1, len(_orders(op, config, size)[2].slots), config.d_model))
     image = op.Add(embedding, stage_input(op, "dense", (1, 1, config.d_model)))
-    shared = net.sam_mask_decoder.share(op, image, _position(op, net, config, size))
+    position = _position(op, net, config, size)
+    with scope(op, net.sam_mask_decoder):
+        shared = net.sam_mask_decoder.transformer.share(op, image, position)
     return {"image": image, **vars(shared)}
 
 
@@ -87,7 +89,9 @@ def rate_prompts(op: Ops, net: Prompted, config: Config, size: int) -> Outputs:
         *(stage_input(op, name, (1, count, width // 2)) for name in ("keys", "values", "queries"))
     )
     sparse = stage_input(op, "sparse", ("B", "N", width))
-    rated = net.sam_mask_decoder.rate(op, sparse, image, _position(op, net, config, size), shared)
+    position = _position(op, net, config, size)
+    with scope(op, net.sam_mask_decoder):
+        rated = net.sam_mask_decoder.rate(op, sparse, image, position, shared)
     return {
         "iou": stage_output(rated.iou, "B", MASKS),
         "tokens": stage_output(rated.tokens, "B", MASKS, width),
@@ -104,7 +108,8 @@ def draw_masks(op: Ops, net: Prompted, config: Config, size: int) -> Outputs:
     seen = stage_input(op, "seen", ("B", len(orders[2].slots), width))
     kept = stage_input(op, "kept", ("K",), ir.DataType.INT64)
     tokens, seen = op.Gather(tokens, kept, axis=0), op.Gather(seen, kept, axis=0)
-    logits = net.sam_mask_decoder.draw(op, tokens, seen, orders, finer)
+    with scope(op, net.sam_mask_decoder):
+        logits = net.sam_mask_decoder.draw(op, tokens, seen, orders, finer)
     return {"logits": stage_output(logits, "K", MASKS, *orders[0].grid_hw)}
 
 

@@ -1,7 +1,7 @@
 """Opening a model file: what is it, what is in it, and its tensors as arrays that share the file's memory.
 
-In: a path. Out: a `Checkpoint`. The format is told by the first bytes, never by the name. Knows nothing about
-models: which tensors belong to which network is decided in `families`.
+In: a path. Out: a `Checkpoint`. Which format it has, `formats` tells. Knows nothing about models:
+which tensors belong to which network is decided in `families`.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from masklet.errors import (
     TensorMismatchError,
     UnknownFormatError,
 )
-from masklet.io.tensor_table import STORED_DTYPES, Checksum, Contents, TensorInfo, quoted
+from masklet.io.formats import KNOWN, read_contents
+from masklet.io.ggml_types import dequantised
+from masklet.io.tensor_table import BLOCKS, STORED_DTYPES, Checksum, TensorInfo, quoted, stored_shape
 
 __all__ = ["Checkpoint", "TensorInfo", "open_checkpoint"]
 
-_KNOWN = "masklet reads PyTorch files (.pt, .pth; torch.save of 1.6 or later) and .safetensors"
 _VERIFY_STEP = 1 << 24  # bytes; between steps, Ctrl-C is heard
-_HEAD_BYTES = 512
 
 
 class _Mapping:
@@ -82,9 +82,9 @@ class Checkpoint:
 
     path: Path
     format: str
-    """"torch" or "safetensors"."""
+    """"torch", "safetensors", "gguf", or "ggml" for sam3.cpp's files."""
     metadata: Mapping[str, str]
-    """Text that a safetensors file carries; empty for torch files."""
+    """Text that a safetensors or GGUF file carries; empty for others."""
     extra: tuple[str, ...]
     """Names of what was saved beside the state dict and ignored, such as "epoch" or "optimizer"."""
     tensors: Mapping[str, TensorInfo]
@@ -94,14 +94,16 @@ class Checkpoint:
     _mapping: _Mapping
 
     def array(self, name: str) -> np.ndarray:
-        """The tensor, read-only: f16 and bf16 as a float32 copy, all other types as stored.
+        """The tensor, read-only: f16, bf16 and block types as a float32 copy, all other types as stored.
 
         A view of the mapped file wherever the stored elements are in row-major order and aligned, which they
         are in the files that torch and safetensors write. 8-bit floats are not converted:
         `UnknownFormatError`.
         """
         bits, dtype = self.raw(name), self.tensors[name].dtype
-        if dtype == "f16":
+        if dtype in BLOCKS:
+            bits = dequantised(dtype, bits)
+        elif dtype == "f16":
             with np.errstate(invalid="ignore"):  # a signalling NaN is no reason for a warning here
                 bits = bits.astype(np.float32)
         elif dtype == "bf16":
@@ -119,16 +121,17 @@ class Checkpoint:
         return bits
 
     def raw(self, name: str) -> np.ndarray:
-        """The stored bits, read-only and row-major: bf16 as uint16, bool and 8-bit floats as uint8."""
+        """The stored bits, read-only and row-major: bf16 as uint16, bool and 8-bit floats as uint8; a block
+        type as uint8 (..., blocks of a row, bytes of a block), whose layout `ggml_types` tells."""
         info = self._info(name)
-        dtype = STORED_DTYPES[info.dtype]
+        dtype, shape = STORED_DTYPES[info.dtype], stored_shape(name, info.dtype, info.shape)
         strides = self._strides.get(name)
         if not info.nbytes:
-            view = np.empty(info.shape, dtype)
+            view = np.empty(shape, dtype)
         else:
             in_bytes = None if strides is None else tuple(stride * dtype.itemsize for stride in strides)
             # numpy checks offset, shape and strides against the buffer once more.
-            view = np.ndarray(info.shape, dtype, self._mapping.bytes, info.offset, in_bytes)
+            view = np.ndarray(shape, dtype, self._mapping.bytes, info.offset, in_bytes)
         if not (view.flags.c_contiguous and view.flags.aligned):
             view = view.copy(order="C")
         view.flags.writeable = False
@@ -149,8 +152,8 @@ class Checkpoint:
     def verify(self) -> bool:
         """Read the whole file and compare it with its checksums; `CorruptFileError` names what differs.
 
-        Returns False where there are none to compare with: in safetensors files, whose structure was checked
-        on opening, and in torch files saved with `set_crc32_options(False)`.
+        Returns False where there are none to compare with: in torch files saved with
+        `set_crc32_options(False)`, and in the other formats, whose structure was checked on opening.
         """
         damaged = [checksum.name for checksum in self._checksums if self._crc32(checksum) != checksum.crc32]
         if damaged:
@@ -209,7 +212,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     path = Path(path)
     file = _map(path)
     try:
-        contents = _read(file)
+        contents = read_contents(file)
     except BaseException as error:
         file.close()
         if isinstance(error, CheckpointError):
@@ -233,10 +236,10 @@ def _map(path: Path) -> mmap.mmap:
         mode = path.stat().st_mode  # first: opening a pipe would wait for its other end
         if not stat.S_ISREG(mode):
             kind = "a folder" if stat.S_ISDIR(mode) else "not an ordinary file"
-            raise InputError(f"{path} is {kind}; give the path of a model file. {_KNOWN}")
+            raise InputError(f"{path} is {kind}; give the path of a model file. {KNOWN}")
         with open(path, "rb") as file:
             if not os.fstat(file.fileno()).st_size:
-                raise UnknownFormatError(f"{path}: the file is empty; download or copy it again. {_KNOWN}")
+                raise UnknownFormatError(f"{path}: the file is empty; download or copy it again. {KNOWN}")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except MaskletError:
         raise
@@ -257,87 +260,3 @@ def _map(path: Path) -> mmap.mmap:
 def _is_bad_name(error: Exception) -> bool:
     codes = (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL)
     return error.errno in codes if isinstance(error, OSError) else isinstance(error, ValueError)
-
-
-def _read(file: mmap.mmap) -> Contents:
-    # The readers and what they need are imported here: a cached model of one format never needs the other.
-    head = file[:_HEAD_BYTES]
-    if head.startswith(b"PK\x03\x04"):
-        from masklet.io.torch_file import read_torch
-
-        return read_torch(file)
-    if _looks_like_safetensors(head, len(file)):
-        from masklet.io.safetensors import read_safetensors
-
-        return read_safetensors(file)
-    if head[:2] != b"PK" and file[-22:-18] == b"PK\x05\x06":
-        raise CorruptFileError(
-            "its beginning is damaged (it ends like a PyTorch file); download or copy it again"
-        )
-    raise UnknownFormatError(f"{_describe(head)}. {_KNOWN}")
-
-
-def _looks_like_safetensors(head: bytes, nbytes: int) -> bool:
-    """A header length and `{"`, one of which may be damaged. In text the length would be astronomical."""
-    plausible = int.from_bytes(head[:8], "little") + 8 <= nbytes
-    return (head[8:9] == b"{" and not _is_text(head)) or (plausible and head[9:10] == b'"')
-
-
-_MAGICS = (
-    (
-        b"\x80",
-        "a bare Python pickle, such as Detectron2's .pkl; load it where it was made, and torch.save its"
-        " state dict",
-    ),
-    (b"PK\x05\x06", "an empty zip archive"),
-    (b"\x1f\x8b", "compressed with gzip; unpack it first"),
-    (b"BZh", "compressed with bzip2; unpack it first"),
-    (b"\xfd7zXZ\x00", "compressed with xz; unpack it first"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd; unpack it first"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive; unpack it first"),
-    (b"Rar!", "a RAR archive; unpack it first"),
-    (b"GGUF", "a GGUF file, which this version does not read"),
-    (b"2mas", "a ggml file of sam3.cpp, which this version does not read"),
-    (b"3mas", "a ggml file of sam3.cpp, which this version does not read"),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, as Keras writes them"),
-    (b"\x89PNG", "a picture (PNG), not a model"),
-    (b"\xff\xd8\xff", "a picture (JPEG), not a model"),
-    (
-        b"version https://git-lfs",
-        "a Git LFS pointer, not the model itself; run `git lfs pull` where it was cloned, or download it",
-    ),
-)
-
-
-def _describe(head: bytes) -> str:
-    """What a file that is not a checkpoint seems to be."""
-    from masklet.io.torch_file import LEGACY_MAGIC
-
-    if LEGACY_MAGIC in head[:32]:
-        return (
-            "a torch file in the legacy format, from before PyTorch 1.6; convert it with PyTorch:"
-            ' torch.save(torch.load("old.pt", map_location="cpu"), "new.pt")'
-        )
-    for magic, description in _MAGICS:
-        if head.startswith(magic):
-            return description
-    if head[257:262] == b"ustar":
-        return "a tar archive; unpack it first"
-    # In protocol buffers' encoding: ir_version, a small number, and then a text or message field.
-    if head[:1] == b"\x08" and head[1:2] <= b"\x20" and head[2:3] in (b"\x12", b"\x3a", b"\x42"):
-        return "an ONNX graph, which has no checkpoint's names; give the checkpoint that it was exported from"
-    if not any(head):
-        return "it begins with zeros, as a download that was cut off; download it again"
-    if _is_text(head):
-        text = head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n")
-        if text[:200].lower().startswith(("<!doctype html", "<html", "<head", "<?xml", "<!--")):
-            return (
-                "a web page saved as a model; download again, the file itself and not the page that shows it"
-            )
-        return f"a text file, which begins {quoted(text[:40])}"
-    return f"of unknown format; its first bytes are {head[:8].hex(' ')}"
-
-
-def _is_text(head: bytes) -> bool:
-    """Text in any encoding that keeps ASCII's control characters out."""
-    return all(byte >= 32 or byte in b"\t\r\n\f" for byte in head)

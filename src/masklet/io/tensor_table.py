@@ -10,6 +10,7 @@ import mmap
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,8 +38,22 @@ STORED_DTYPES: Mapping[str, np.dtype] = {
     "u16": np.dtype("<u2"),
     "u8": np.dtype("u1"),
     "bool": np.dtype("u1"),  # a damaged byte above 1 would be undefined behaviour in a numpy bool
+    "q8_0": np.dtype("u1"),  # ggml's blocks: see `BLOCKS`
+    "q4_1": np.dtype("u1"),
+    "q4_0": np.dtype("u1"),
 }
 """Our dtype names and the numpy type that holds the stored bits; files are little-endian."""
+
+
+class Block(NamedTuple):
+    """What a block type stores together: that many elements of a row, in that many bytes."""
+
+    length: int
+    nbytes: int
+
+
+BLOCKS: Mapping[str, Block] = {"q8_0": Block(32, 34), "q4_1": Block(32, 20), "q4_0": Block(32, 18)}
+"""The block types; what lies in the bytes, `ggml_types` tells."""
 
 _NUMPY_NAMES = {
     "float64": "f64", "float32": "f32", "float16": "f16", "bfloat16": "bf16",
@@ -59,7 +74,7 @@ class TensorInfo:
     `offset` is the absolute position of the first element in the file, `nbytes` the size of the tensor's
     elements. For the rare tensor whose stored elements are not in row-major order (a transposed or expanded
     view in a torch file), the bytes at `offset` are not the tensor in its shape: `Checkpoint.array` puts them
-    in order.
+    in order. Of a block type (`BLOCKS`), `shape` is that of the tensor, not of its blocks.
     """
 
     name: str
@@ -98,11 +113,26 @@ def tensor_nbytes(name: str, dtype: str, shape: tuple[int, ...]) -> int:
             f"tensor {quoted(name)} claims {len(shape)} dimensions; at most {_MAX_DIMENSIONS} are possible"
         )
     nbytes = STORED_DTYPES[dtype].itemsize
-    for size in shape:  # an empty tensor's other dimensions must fit too
+    for size in stored_shape(name, dtype, shape):  # an empty tensor's other dimensions must fit too
         nbytes *= max(size, 1)
         if nbytes > _MAX_BYTES:
             raise CorruptFileError(f"tensor {quoted(name)} claims more elements than any file can hold")
     return 0 if 0 in shape else nbytes
+
+
+def stored_shape(name: str, dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of what is stored: that of the tensor; for block types (..., blocks of a row, bytes).
+
+    `CorruptFileError` where blocks do not fill the rows.
+    """
+    if dtype not in BLOCKS:
+        return shape
+    length, nbytes = BLOCKS[dtype]
+    if not shape or shape[-1] % length:
+        raise CorruptFileError(
+            f"tensor {quoted(name)} has the shape {shape}, whose rows cannot be blocks of {length} ({dtype})"
+        )
+    return *shape[:-1], shape[-1] // length, nbytes
 
 
 def dtype_name(name: str, array: np.ndarray) -> str:

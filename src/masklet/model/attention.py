@@ -7,6 +7,7 @@ Knows nothing about windows, positions or where the tokens come from.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnxscript import nn
 from masklet.model.layers import Linear, Ops, Weights, scope, static_shape
 
 ROWS_AT_ONCE = 256  # their scores take 29 MB at full memory; twice as many are not faster
+KEY_STEPS = 64
 QUERIES_AT_ONCE = 512  # with relative positions: 100 MB of scores for ViT-B at 1024; fewer are slower
 
 
@@ -85,16 +87,53 @@ def attend_by_rows(op: Ops, q: ir.Value, k: ir.Value, v: ir.Value, head_dim: int
 
     With 256 channels plain products and a softmax over whole rows are a fifth faster than the fused kernel,
     whose blocks are small because they have to fit beside each other into a core's cache (benchmarks/LOG.md).
+    In int8 queries and keys are multiplied in 8 bits, keys with a scale each; the mixing stays in f32.
     """
     if not op.fused:
         return attend(op, q, k, v, 1, head_dim)
+    multiply = _int8_scores if op.int8 else _scores
+    scores_of = multiply(op, q, k, float(head_dim) ** -0.5)
     mixed = []
     for start in range(0, count, ROWS_AT_ONCE):
-        stop, axis = min(start + ROWS_AT_ONCE, count), op.constant(np.array([1]))
-        rows = op.Slice(q, op.constant(np.array([start])), op.constant(np.array([stop])), axis)
-        scores = op.contrib("FusedMatMul", rows, k, transB=1, alpha=float(head_dim) ** -0.5)
+        scores = scores_of((start, min(start + ROWS_AT_ONCE, count)), count)
         mixed.append(op.MatMul(op.Softmax(scores, axis=-1), v))
     return mixed[0] if len(mixed) == 1 else op.Concat(*mixed, axis=1)
+
+
+def _scores(op: Ops, q: ir.Value, k: ir.Value, scale: float) -> Callable[[tuple[int, int], int], ir.Value]:
+    """A function of the queries [start, stop) of `count`: their scores with all keys."""
+
+    def scores(part: tuple[int, int], count: int) -> ir.Value:
+        return op.contrib("FusedMatMul", _some(op, q, 1, part, count), k, transB=1, alpha=scale)
+
+    return scores
+
+
+def _int8_scores(
+    op: Ops, q: ir.Value, k: ir.Value, scale: float
+) -> Callable[[tuple[int, int], int], ir.Value]:
+    """`_scores` as products of 8-bit integers."""
+    queries, step, zero = op.DynamicQuantizeLinear(q, _outputs=3)
+    step = op.Mul(step, op.constant(scale))
+    keys, key_steps = _int8_keys(op, k)
+
+    def scores(part: tuple[int, int], count: int) -> ir.Value:
+        rows = _some(op, queries, 1, part, count)
+        return op.contrib("MatMulIntegerToFloat", rows, keys, step, key_steps, zero)
+
+    return scores
+
+
+def _int8_keys(op: Ops, k: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Keys (B, K, C) as 8-bit integers (B, C, K), and what a step of each key is worth (B, 1, K).
+
+    Their 64 steps to each side add up in 16 bits, see `derive.int8_matrix`.
+    """
+    last = op.constant(np.array([-1]))
+    largest = op.Max(op.ReduceMax(k, last), op.Neg(op.ReduceMin(k, last)), op.constant(1e-20))
+    steps = op.Mul(largest, op.constant(1 / KEY_STEPS))
+    whole = op.QuantizeLinear(op.Div(k, steps), op.constant(1.0), op.constant(np.array(0, np.int8)))
+    return op.Transpose(whole, perm=[0, 2, 1]), op.Transpose(steps, perm=[0, 2, 1])
 
 
 def project_in(op: Ops, x: ir.Value, qkv: Weights) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -104,8 +143,8 @@ def project_in(op: Ops, x: ir.Value, qkv: Weights) -> tuple[ir.Value, ir.Value, 
 
     def part(index: int) -> ir.Value:
         rows = {"start": index * channels, "stop": (index + 1) * channels}
-        y = op.linear(x, op.weight("rows", qkv.weight, **rows))
-        return op.Add(y, op.weight("rows", qkv.bias, **rows)) if index == 0 or not op.folds else y
+        bias = op.weight("rows", qkv.bias, **rows) if index == 0 or not op.folds else None
+        return op.linear(x, op.weight("rows", qkv.weight, **rows), bias)
 
     return part(0), part(1), part(2)
 
@@ -119,9 +158,8 @@ def project_out(op: Ops, x: ir.Value, projection: Linear, values: Linear | Weigh
     """
     channels = static_shape(projection.weight)[1]
     start = static_shape(values.bias)[0] - channels
-    x = op.linear(x, op.weight("same", projection.weight))
     bias = op.weight("carried_bias", projection.weight, projection.bias, values.bias, start=start)
-    return op.Add(x, bias)
+    return op.linear(x, op.weight("same", projection.weight), bias)
 
 
 class Attention(nn.Module):

@@ -28,6 +28,36 @@ def rows(weight: np.ndarray, *, start: int, stop: int) -> np.ndarray:
     return weight[start:stop]
 
 
+def half(*sources: np.ndarray, of: str, settings: dict) -> np.ndarray:
+    """What another recipe makes, in 16-bit floats; beyond their range, the largest of them."""
+    limit = np.finfo(np.float16).max
+    return np.clip(compute(of, sources, settings), -limit, limit)
+
+
+def int8_matrix(*sources: np.ndarray, of: str, settings: dict) -> np.ndarray:
+    """A matrix (out, in) that another recipe makes, transposed (in, out), as signed 8-bit integers.
+
+    With `int8_scale`'s channels times these integers, two neighbouring inputs of an output never add up to
+    more than 255 * 128: processors without 8-bit dot products add them in 16 bits (AVX2's vpmaddubsw) and
+    would cut off what is larger. Scaling to 7 bits would do as well and costs half as much accuracy again.
+    """
+    matrix = compute(of, sources, settings)
+    return np.clip(np.rint(matrix / _pair_scale(matrix)), -127, 127).T
+
+
+def int8_scale(*sources: np.ndarray, of: str, settings: dict) -> np.ndarray:
+    """The scale (out) of each output channel of `int8_matrix`."""
+    return _pair_scale(compute(of, sources, settings))[:, 0]
+
+
+def _pair_scale(matrix: np.ndarray) -> np.ndarray:
+    """(out, 1): what one step of the integers is worth."""
+    even = np.pad(matrix, ((0, 0), (0, matrix.shape[1] % 2))).reshape(len(matrix), -1, 2)
+    sums = [np.maximum(side * even, 0).sum(axis=2) for side in (1, -1)]  # rounding adds at most one step
+    largest = np.max([np.abs(matrix).max(axis=1), *(each.max(axis=1) for each in sums)], axis=0)
+    return np.where(largest > 0, largest / np.float32(127), np.float32(1))[:, None].astype(np.float32)
+
+
 def flat(*tensors: np.ndarray) -> np.ndarray:
     """Rows (..., C) of all tensors below each other: (T, C)."""
     return np.concatenate([tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors])
@@ -273,6 +303,9 @@ RECIPES: dict[str, Callable[..., np.ndarray]] = {
     for recipe in (
         same,
         rows,
+        half,
+        int8_matrix,
+        int8_scale,
         flat,
         stack,
         stack_matrices,
@@ -302,8 +335,11 @@ RECIPES: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
+DTYPES = {"half": np.float16, "int8_matrix": np.int8}  # of recipes that do not make float32
+
+
 def compute(recipe: str, sources: Sequence[np.ndarray], settings: dict) -> np.ndarray:
-    """Run a recipe by name; the result is float32, C-contiguous.
+    """Run a recipe by name; the result is C-contiguous, float32 or what `DTYPES` says.
 
     Raises EngineError for a recipe that this version doesn't know (a graph of another version).
     """
@@ -313,4 +349,4 @@ def compute(recipe: str, sources: Sequence[np.ndarray], settings: dict) -> np.nd
             "Clear the graph cache with `masklet cache --clear`."
         )
     result = RECIPES[recipe](*sources, **settings)
-    return np.ascontiguousarray(result, dtype=np.float32)
+    return np.ascontiguousarray(result, dtype=DTYPES.get(recipe, np.float32))

@@ -14,7 +14,7 @@ Shape legend, here and in all modules: B images or prompts, T tokens, N points, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -25,7 +25,7 @@ import onnx_ir as ir
 from onnxscript import GraphBuilder, OpBuilder, nn
 from onnxscript.nn import ModuleList, Parameter
 
-from masklet.model import derive
+from masklet.model import derive, precision
 from masklet.model.tokens import TokenOrder, gather_index
 
 Dialect = Literal["fused", "portable", "plain"]
@@ -44,14 +44,25 @@ class Recipe:
 class Ops(OpBuilder):
     """Records one stage's graph. Attributes not defined here are ONNX operators: `op.MatMul(a, b)`."""
 
-    def __init__(self, builder: GraphBuilder, dialect: Dialect, keys: dict[int, str]) -> None:
-        """`keys` maps id(parameter) to its checkpoint key."""
+    def __init__(
+        self,
+        builder: GraphBuilder,
+        dialect: Dialect,
+        keys: dict[int, str],
+        int8: bool = False,
+        exact: Collection[str] = precision.EXACT,
+    ) -> None:
+        """`keys` maps id(parameter) to its checkpoint key. `int8` computes linear layers in 8 bits, but for
+        those whose keys match a pattern of `exact`."""
         super().__init__(builder, "", builder.graph.opset_imports[""])
         self.dialect: Dialect = dialect
         self.recipes: dict[str, Recipe] = {}
         self.left_out: set[str] = set()
         self.taps: dict[str, ir.Value] = {}
         self._keys = keys
+        self.int8, self._exact = int8, exact
+        self._origins: dict[int, tuple[str, tuple[Parameter, ...], dict[str, Any]]] = {}
+        self._quantised: dict[int, tuple[ir.Value, ...]] = {}
         self._constants: dict[Any, ir.Value] = {}
 
     @property
@@ -77,10 +88,12 @@ class Ops(OpBuilder):
         name = f"{recipe}({', '.join(arguments)})"
         if name not in self.recipes:
             zeros = [np.zeros(static_shape(parameter), np.float32) for parameter in parameters]
-            shape = derive.compute(recipe, zeros, settings).shape
+            made = derive.compute(recipe, zeros, settings)
             self.recipes[name] = Recipe(recipe, keys, settings)
-            value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+            dtype = ir.DataType.from_numpy(made.dtype)
+            value = ir.Value(name=name, shape=ir.Shape(made.shape), type=ir.TensorType(dtype))
             self.builder.root.graph.initializers[name] = value
+            self._origins[id(value)] = recipe, parameters, settings
         return self.builder.root.graph.initializers[name]
 
     def leave_out(self, parameter: Parameter) -> None:
@@ -88,9 +101,10 @@ class Ops(OpBuilder):
         self.left_out.add(self._keys[id(parameter)])
 
     def constant(self, array: np.ndarray | float) -> ir.Value:
-        """A float32 or int64 constant that lives in the graph."""
+        """A float32, int64 or int8 constant that lives in the graph."""
         array = np.asarray(array)
-        array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+        if array.dtype != np.int8:
+            array = array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
             name = f"constant_{len(self._constants)}"
@@ -101,11 +115,37 @@ class Ops(OpBuilder):
         """Reshape; 0 keeps a dimension, -1 infers one."""
         return self.Reshape(x, self.constant(np.array(shape)))
 
-    def linear(self, x: ir.Value, weight: ir.Value) -> ir.Value:
-        """x (..., in) times the transpose of a checkpoint matrix (out, in), without bias."""
+    def linear(self, x: ir.Value, weight: ir.Value, bias: ir.Value | None = None) -> ir.Value:
+        """x (..., in) times the transpose of a checkpoint matrix (out, in), plus a bias (out)."""
+        if self._in_int8(weight):
+            return self._int8_linear(x, weight, bias)
         if self.fused:
-            return self.contrib("FusedMatMul", x, weight, transB=1)
-        return self.MatMul(x, self.Transpose(weight, perm=[1, 0]))
+            x = self.contrib("FusedMatMul", x, weight, transB=1)
+        else:
+            x = self.MatMul(x, self.Transpose(weight, perm=[1, 0]))
+        return x if bias is None else self.Add(x, bias)
+
+    def _in_int8(self, weight: ir.Value) -> bool:
+        """Whether a linear layer with this matrix is computed in 8 bits."""
+        _, parameters, _ = self._origin(weight)
+        keys = [self._keys[id(parameter)] for parameter in parameters]
+        return self.int8 and not precision.kept_exact(keys, self._exact)
+
+    def _int8_linear(self, x: ir.Value, weight: ir.Value, bias: ir.Value | None) -> ir.Value:
+        """`linear` in 8 bits. Layers that look at the same x share its integers, whose scale is of all x."""
+        recipe, parameters, settings = self._origin(weight)
+        matrix, scale = (
+            self.weight(part, *parameters, of=recipe, settings=settings)
+            for part in ("int8_matrix", "int8_scale")
+        )
+        if id(x) not in self._quantised:
+            self._quantised[id(x)] = self.DynamicQuantizeLinear(x, _outputs=3)
+        integers, step, zero = self._quantised[id(x)]
+        return self.contrib("MatMulIntegerToFloat", integers, matrix, step, scale, zero, None, bias)
+
+    def _origin(self, weight: ir.Value) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+        """The recipe, parameters and settings of a weight."""
+        return self._origins.get(id(weight), ("same", (weight,), {}))
 
     def matmul_t(self, x: ir.Value, y: ir.Value) -> ir.Value:
         """x (B, M, C) times the transpose of y (B, N, C)."""
@@ -184,10 +224,9 @@ class Linear(nn.Module):
     def forward(  # type: ignore[override]
         self, op: Ops, x: ir.Value, *, gelu: bool = False, bias: bool = True
     ) -> ir.Value:
-        x = op.linear(x, self.weight)
         if gelu:
-            return op.bias_gelu(x, self.bias)
-        return op.Add(x, self.bias) if bias else x
+            return op.bias_gelu(op.linear(x, self.weight), self.bias)
+        return op.linear(x, self.weight, self.bias if bias else None)
 
 
 class Weights(nn.Module):
@@ -209,12 +248,12 @@ def pointwise(op: Ops, x: ir.Value, *convolutions: Weights, added_to: Weights | 
     """
     if len(convolutions) == 2 and op.folds:
         first, second = convolutions
-        x = op.linear(x, op.weight("folded_weight", first.weight, second.weight))
         others = [added_to.bias] if added_to is not None else []
-        return op.Add(x, op.weight("folded_bias", first.bias, second.weight, second.bias, *others))
+        bias = op.weight("folded_bias", first.bias, second.weight, second.bias, *others)
+        return op.linear(x, op.weight("folded_weight", first.weight, second.weight), bias)
     for convolution in convolutions:
-        x = op.linear(x, op.weight("pointwise", convolution.weight))
-        x = op.Add(x, op.weight("same", convolution.bias))
+        bias = op.weight("same", convolution.bias)
+        x = op.linear(x, op.weight("pointwise", convolution.weight), bias)
     return x
 
 

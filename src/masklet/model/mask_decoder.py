@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
-from masklet.model.layers import LAYER_NORM_EPS, MLP, ModuleList, Ops, Weights, scope, static_shape
+from masklet.model.layers import LAYER_NORM_EPS, MLP, ModuleList, Ops, Weights, static_shape
 from masklet.model.neck import HighRes
 from masklet.model.tokens import TokenOrder, cells, raster
 from masklet.model.two_way import SharedImage, TwoWayTransformer
@@ -50,7 +50,10 @@ class DecodedValues(RatedValues):
 
 
 class MaskDecoder(nn.Module):
-    """SAM's. Keys `transformer`, `*_token(s)`, `output_upscaling`, `output_hypernetworks_mlps`, ..."""
+    """SAM's. Keys `transformer`, `*_token(s)`, `output_upscaling`, `output_hypernetworks_mlps`, ...
+
+    `rate` and `draw` alone, and the transformer's `share` before them, are called in a `scope`.
+    """
 
     finer_channels: tuple[int, ...] = ()  # of `FinerFeatures`, finest first
 
@@ -86,8 +89,8 @@ class MaskDecoder(nn.Module):
         `finer` where the decoder has `finer_channels`."""
         image = op.Add(embedding, dense)
         batch = op.Concat(op.Shape(sparse, start=0, end=1), op.constant(np.array([1, 1])), axis=0)
-        rated = self._rate(op, sparse, op.Expand(image, batch), image_pe)
-        logits = self._draw(op, rated.tokens, rated.image, orders, finer)
+        rated = self.rate(op, sparse, op.Expand(image, batch), image_pe)
+        logits = self.draw(op, rated.tokens, rated.image, orders, finer)
         op.tap("all_masks", logits)
         op.tap("all_ious", rated.iou)
         op.tap("mask_tokens", rated.tokens)
@@ -95,31 +98,7 @@ class MaskDecoder(nn.Module):
             op.tap("object_score_logits", rated.object_score)
         return DecodedValues(**vars(rated), logits=logits)
 
-    def share(self, op: Ops, image: ir.Value, image_pe: ir.Value) -> SharedImage:
-        """What all prompts on an image (1, T, C) have in common, for `rate`."""
-        with scope(op, self):
-            return self.transformer.share(op, image, image_pe)
-
     def rate(
-        self, op: Ops, sparse: ir.Value, image: ir.Value, image_pe: ir.Value, shared: SharedImage
-    ) -> RatedValues:
-        """Prompts (B, N, C) on one image (1, T, C), which has their dense prompt."""
-        with scope(op, self):
-            return self._rate(op, sparse, image, image_pe, shared)
-
-    def draw(
-        self,
-        op: Ops,
-        tokens: ir.Value,
-        image: ir.Value,
-        orders: tuple[TokenOrder, ...],
-        finer: FinerFeatures | None,
-    ) -> ir.Value:
-        """The masks (B, 4, 4H, 4W) of rated prompts."""
-        with scope(op, self):
-            return self._draw(op, tokens, image, orders, finer)
-
-    def _rate(
         self,
         op: Ops,
         sparse: ir.Value,
@@ -127,7 +106,8 @@ class MaskDecoder(nn.Module):
         image_pe: ir.Value,
         shared: SharedImage | None = None,
     ) -> RatedValues:
-        """Output tokens before prompt tokens, with the image through the transformer."""
+        """Prompts (B, N, C) on images (B, T, C), or on one (1, T, C) of which `shared` is known; their dense
+        prompt is in the images. Output tokens go before prompt tokens."""
         own = op.weight("flat", *(token.weight for token in self._own))
         batch = op.Concat(op.Shape(sparse, start=0, end=1), op.constant(np.array([1, 1])), axis=0)
         points = op.Concat(op.Expand(own, batch), sparse, axis=1)
@@ -143,7 +123,7 @@ class MaskDecoder(nn.Module):
         """What a subclass makes of the ratings; `hs` (B, K, C) are the output tokens."""
         return rated
 
-    def _draw(
+    def draw(
         self,
         op: Ops,
         tokens: ir.Value,
@@ -151,7 +131,8 @@ class MaskDecoder(nn.Module):
         orders: tuple[TokenOrder, ...],
         finer: FinerFeatures | None,
     ) -> ir.Value:
-        """Upscaled image features times one generated filter per mask token."""
+        """The masks (B, 4, 4H, 4W) of rated prompts: upscaled image features times one generated filter per
+        mask token."""
         upscaled, filters = self._upscaled(op, image, orders, finer), self._filters(op, tokens)
         logits = op.MatMul(upscaled, op.Transpose(filters, perm=[0, 2, 1]))  # B 16T 4
         # Moving a token's four logits at once, before they are parted, is four times as fast.

@@ -106,8 +106,8 @@ class RotaryAttention(nn.Module):
         x = attend_by_rows(op, q, k, values, self._channels, count)
         if not op.folds:
             return out(op, x)
-        x = op.linear(x, op.weight("folded_weight", value.weight, out.weight))
-        return op.Add(x, op.weight("carried_bias", out.weight, out.bias, value.bias, start=0))
+        bias = op.weight("carried_bias", out.weight, out.bias, value.bias, start=0)
+        return op.linear(x, op.weight("folded_weight", value.weight, out.weight), bias)
 
 
 class MemoryAttentionLayer(nn.Module):
@@ -221,8 +221,8 @@ class MemoryTokens:
         rate = np.float32(10000.0) ** (2 * (half // 2) / np.float32(self.channels // 2))
         angle = op.Div(op.Unsqueeze(distances, last), op.constant(rate.astype(np.float32)))
         code = op.Concat(op.Sin(angle), op.Cos(angle), axis=-1)
-        time = op.linear(code, op.weight("same", projection.weight))
-        time = op.Add(time, op.weight("same", projection.bias))  # B P M
+        bias = op.weight("same", projection.bias)
+        time = op.linear(code, op.weight("same", projection.weight), bias)  # B P M
         parts = self.channels // static_shape(self.ages)[-1]
         time = op.Expand(op.Unsqueeze(time, op.constant(np.array([2]))), _sizes(op, 1, 1, parts, 1))
         return op.Add(tokens, op.Reshape(time, op.Shape(tokens)))

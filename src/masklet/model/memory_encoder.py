@@ -78,8 +78,10 @@ class CXBlock(nn.Module):
         y = self.pwconv1(op, self.norm(op, y), gelu=True)
         if not op.folds:
             return op.Add(x, op.Mul(self.pwconv2(op, y), op.weight("same", self.gamma)))
-        y = op.linear(y, op.weight("scaled_rows", self.pwconv2.weight, self.gamma))
-        return op.Add(x, op.Add(y, op.weight("scaled_rows", self.pwconv2.bias, self.gamma)))
+        weight, bias = (
+            op.weight("scaled_rows", part, self.gamma) for part in (self.pwconv2.weight, self.pwconv2.bias)
+        )
+        return op.Add(x, op.linear(y, weight, bias))
 
 
 class Fuser(nn.Module):

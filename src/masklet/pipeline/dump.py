@@ -20,7 +20,6 @@ from masklet.errors import InputError
 from masklet.pipeline.image import ImagePredictor
 from masklet.pipeline.model import Model, as_candidates
 from masklet.pipeline.prompts import stability
-from masklet.runtime.cache import load_stage
 from masklet.runtime.graph import Stage
 from masklet.runtime.prune import prune
 from masklet.runtime.session import Session
@@ -123,7 +122,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _plain(model: Model, name: str) -> Stage:
-    return load_stage(model.config, name, model.image_size, "plain")
+    return model.make_stage(name, "plain")
 
 
 class _Recorder:

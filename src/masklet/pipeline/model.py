@@ -9,28 +9,33 @@ from __future__ import annotations
 
 import os
 import threading as _threading
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from masklet import registry
-from masklet.errors import InputError, ModelNotFoundError, UnknownFormatError
+from masklet.errors import DeviceError, InputError, ModelNotFoundError, UnknownFormatError
 from masklet.families import table
 from masklet.families.family import Config
 from masklet.families.keymaps import Tensors, canonical
-from masklet.io.checkpoints import open_checkpoint
+from masklet.io.checkpoints import Checkpoint, open_checkpoint
+from masklet.model.precision import PRECISIONS
 from masklet.model.tokens import TokenOrder
+from masklet.pipeline.profile import AUTO, DIALECTS, settings_of
+from masklet.runtime import graph
 from masklet.runtime.cache import load_stage
 from masklet.runtime.devices import find_device
-from masklet.runtime.graph import Stage
+from masklet.runtime.graph import Stage, write_stage
 from masklet.runtime.session import Session
 from masklet.types import Candidates, FrameFeatures, ImageFeatures, Prompts, Remembered
 
 if TYPE_CHECKING:
     from onnxruntime import OrtValue
 
-PRECISIONS = ("f32",)
+WIDE = ("f32", "f64")  # types of more than 16 bits
 FUSED_DEVICES = ("cpu", "cuda")  # whose providers have ONNX Runtime's own operators
 
 
@@ -50,19 +55,32 @@ class Model:
         threads: int | None = None,
         precision: str = "f32",
         image_size: int | None = None,
+        dialect: str | None = None,
+        cache: bool = True,
+        provider_options: Mapping[str, Any] | None = None,
     ) -> None:
         """`tensors` are the weights under canonical keys. For the settings see `load`."""
+        if dialect is not None and dialect not in DIALECTS:
+            raise InputError(f"dialect is {dialect!r}; allowed is {', '.join(DIALECTS)}.")
         if precision not in PRECISIONS:
-            raise InputError(f"precision is {precision!r}; allowed is {', '.join(PRECISIONS)}.")
+            allowed = ", ".join((*PRECISIONS, AUTO))
+            raise InputError(f"precision is {precision!r}; allowed is {allowed}.")
+        if precision == "int8" and (device != "cpu" or dialect == "portable"):
+            raise InputError(
+                "precision is 'int8', for the CPU and ONNX Runtime's own operators, but the device is "
+                f"{device!r} and the dialect {dialect or 'fused'!r}. Leave these out, or use precision "
+                "'f32' or 'f16'."
+            )
         self.config = config
         self.source = source
         self.family = table.family_of(config)
         self.image_size = self.family.check_size(config.image_size if image_size is None else image_size)
-        self.device = find_device(device)
+        self.device = find_device(device, provider_options)
         self.threads = threads
         self.precision = precision
         self._tensors = tensors
-        self._dialect = "fused" if self.device.name in FUSED_DEVICES else "portable"
+        self.dialect = dialect or ("fused" if self.device.name in FUSED_DEVICES else "portable")
+        self._write = load_stage if cache else write_stage
         self._stages = self._load(self.family.image_stages)
         self._sessions: dict[str, Session] = {}
         self._lock = _threading.RLock()
@@ -95,6 +113,12 @@ class Model:
                 self.check_tracks()
                 self._stages.update(self._load(self.family.video_stages))
             return self._stages[name]
+
+    def make_stage(self, name: str, dialect: str | None = None) -> Stage:
+        """The stage of that name for this model's size: in the model's dialect and precision, or in another
+        dialect, which is f32."""
+        kind = (self.dialect, self.precision) if dialect is None else (dialect, "f32")
+        return self._write(self.config, name, self.image_size, *kind)
 
     def check_tracks(self) -> None:
         """Raises InputError for a model of a family that is for pictures only."""
@@ -178,7 +202,7 @@ class Model:
 
     def _load(self, names: tuple[str, ...]) -> dict[str, Stage]:
         """Stages of pictures or of video, after the check that the file has their tensors."""
-        stages = {name: load_stage(self.config, name, self.image_size, self._dialect) for name in names}
+        stages = {name: self.make_stage(name) for name in names}
         expected = {key: shape for stage in stages.values() for key, shape in stage.tensors.items()}
         video = names == self.family.video_stages
         self.family.check_tensors(expected, self._tensors.shapes, self.source, video=video)
@@ -188,34 +212,60 @@ class Model:
 def load(
     path_or_name: str | os.PathLike[str],
     *,
-    device: str = "cpu",
+    device: str | None = None,
     threads: int | None = None,
-    precision: str = "f32",
+    precision: str | None = None,
     image_size: int | None = None,
+    dialect: str | None = None,
+    cache: bool | None = None,
+    provider_options: Mapping[str, Any] | None = None,
+    profile: str | os.PathLike[str] | None = None,
 ) -> Model:
     """Load a model from a checkpoint file, or by its published name (downloaded when it isn't there yet).
 
-    `device` is an execution provider in plain words ("cpu", "cuda", "openvino", ...), `threads` how many the
-    CPU uses (None: all), `image_size` the side of the square input in pixels, a multiple of 32: SAM of 16,
-    tracking with EdgeTAM of 256 (None: the model's own). Raises ModelNotFoundError, CheckpointError and its
+    What is not given is read from a profile (docs/profiles.md): from `profile`, else from `masklet.toml`
+    beside the weights if it is there. What neither says is as in brackets here. `device` is an execution
+    provider in plain words ("cpu", "cuda", "openvino", ...; [cpu]), `provider_options` are ONNX Runtime's for
+    it, `threads` is how many the CPU uses [all]. `precision` is "f32", "f16" (weights in 16 bits, computing
+    in 32), "int8" (linear layers in 8 bits, on the CPU), or ["auto"]: f16 for a file whose matrices have no
+    more than 16 bits, f32 for others. `image_size` is the side of the square input in pixels, a multiple of
+    32: SAM of 16, tracking with EdgeTAM of 256 [the model's own]. `dialect` is "fused", graphs with ONNX
+    Runtime's own operators, or "portable", the standard ones only [what suits the device]. `cache` False
+    writes graphs anew each time and keeps none [True]. Raises ModelNotFoundError, CheckpointError and its
     kinds, DownloadError, DeviceError, InputError.
     """
     path = find_file(path_or_name)
+    given = {
+        "device": device,
+        "threads": threads,
+        "precision": precision,
+        "image_size": image_size,
+        "dialect": dialect,
+        "cache": cache,
+        "provider_options": provider_options,
+    }
+    settings, origin = settings_of(path, profile, given)
     checkpoint = open_checkpoint(path)
     tensors = canonical(checkpoint)
     try:
         config = table.recognise(tensors.shapes, checkpoint.metadata)
     except UnknownFormatError as error:
         raise UnknownFormatError(f"{path}: {error}") from error
-    return Model(
-        config,
-        tensors,
-        source=str(path),
-        device=device,
-        threads=threads,
-        precision=precision,
-        image_size=image_size,
-    )
+    if settings.precision == AUTO:
+        settings = replace(settings, precision=_best_precision(checkpoint))
+    try:
+        return Model(config, tensors, source=str(path), **vars(settings))
+    except (InputError, DeviceError) as error:
+        if origin is None:
+            raise
+        raise type(error)(f"{error} (The profile {origin} is in use.)") from error
+
+
+def _best_precision(checkpoint: Checkpoint) -> str:
+    """What loses nothing that the file has: f16 where no matrix has more than 16 bits a number."""
+    tensors = checkpoint.tensors.values()
+    wide = any(tensor.dtype in WIDE and graph.halvable(tensor.shape) for tensor in tensors)
+    return "f32" if wide else "f16"
 
 
 def find_file(path_or_name: str | os.PathLike[str]) -> Path:

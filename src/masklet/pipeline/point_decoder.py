@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from masklet.pipeline.model import FUSED_DEVICES, Model
-from masklet.runtime.cache import load_stage
+from masklet.pipeline.model import Model
 from masklet.runtime.session import Session
 from masklet.types import ImageFeatures, Prompts
 
@@ -40,12 +39,11 @@ class PointDecoder:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        dialect = "fused" if model.device.name in FUSED_DEVICES else "portable"
         on_cpu = model.device.name == "cpu"
         self.workers = (model.threads or os.cpu_count() or 1) if on_cpu else 1
         self._sessions = {}
         for name in STAGES:
-            stage = load_stage(model.config, name, model.image_size, dialect)
+            stage = model.make_stage(name)
             self._sessions[name] = Session(stage, model.tensor, model.device, 1 if on_cpu else model.threads)
 
     def on(self, features: ImageFeatures) -> PicturePoints:

@@ -50,14 +50,14 @@ def folder() -> Path:
     return base / "masklet"
 
 
-def load_stage(config: Config, name: str, image_size: int, dialect: str) -> Stage:
+def load_stage(config: Config, name: str, image_size: int, dialect: str, precision: str = "f32") -> Stage:
     """The stage from the cache, or written now and kept. A damaged entry is replaced; a full disk is no
     error.
     """
-    path = folder() / f"{name}-{_key(config, name, image_size, dialect)}{SUFFIX}"
+    path = folder() / f"{name}-{_key(config, name, image_size, dialect, precision)}{SUFFIX}"
     stage = _read(path)
     if stage is None:
-        stage = write_stage(config, name, image_size, dialect)
+        stage = write_stage(config, name, image_size, dialect, precision)
         with contextlib.suppress(OSError):
             _write(path, stage)
     return stage
@@ -82,9 +82,10 @@ def clear() -> int:
     return freed
 
 
-def _key(config: Config, name: str, image_size: int, dialect: str) -> str:
+def _key(config: Config, name: str, image_size: int, dialect: str, precision: str) -> str:
     # The sources that write a graph are part of its identity, so an edited module can't meet an old graph.
-    parts = [config.to_json(), name, str(image_size), dialect, _sources_hash(), version("onnxruntime")]
+    parts = [config.to_json(), name, str(image_size), dialect, precision]
+    parts += [_sources_hash(), version("onnxruntime")]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 

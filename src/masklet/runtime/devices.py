@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from masklet.errors import DeviceError, InputError
@@ -24,6 +25,7 @@ class Device:
     name: str
     provider: str
     install: str
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the provider, under ONNX Runtime's names
 
 
 DEVICES = {
@@ -46,8 +48,8 @@ DEVICES = {
 }
 
 
-def find_device(name: str) -> Device:
-    """The device of that name, if ONNX Runtime has its provider here.
+def find_device(name: str, options: Mapping[str, Any] | None = None) -> Device:
+    """The device of that name, if ONNX Runtime has its provider here; `options` are for the provider.
 
     Raises DeviceError with close matches, or with the install line and what is available.
     """
@@ -65,7 +67,7 @@ def find_device(name: str) -> Device:
             f"The device {device.name!r} needs ONNX Runtime's {device.provider}, which is not installed. "
             f"Available here: {here}. To add it: {device.install}"
         )
-    return device
+    return replace(device, options=dict(options or {}))
 
 
 def session_options(threads: int | None) -> onnxruntime.SessionOptions:
@@ -92,5 +94,9 @@ def usable_cores() -> int:
 
 def provider_arguments(device: Device) -> dict[str, Any]:
     """The `providers` argument of a session: the device, and the CPU for what it can't run."""
-    names = [device.provider] if device.name == "cpu" else [device.provider, DEVICES["cpu"].provider]
-    return {"providers": names}
+    fallback = [] if device.name == "cpu" else [DEVICES["cpu"]]
+    chain = [device, *fallback]
+    return {
+        "providers": [one.provider for one in chain],
+        "provider_options": [{key: str(value) for key, value in one.options.items()} for one in chain],
+    }

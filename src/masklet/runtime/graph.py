@@ -8,16 +8,19 @@ onnxscript.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from masklet.errors import EngineError
 from masklet.families.family import Config
 from masklet.families.table import family_of
+from masklet.model.precision import EXACT
 
 OPSET = 20
 IR_VERSION = 10
+HALVED = 4096  # numbers that a weight must have to be kept in 16 bits
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,16 @@ class Stage:
         )
 
 
-def write_stage(config: Config, name: str, image_size: int, dialect: str) -> Stage:
-    """Record a stage; `dialect` is "fused", "portable" or "plain" (see `model.layers`)."""
+def write_stage(
+    config: Config,
+    name: str,
+    image_size: int,
+    dialect: str,
+    precision: str = "f32",
+    exact: Collection[str] = EXACT,
+) -> Stage:
+    """Record a stage; `dialect` is "fused", "portable" or "plain" (see `model.layers`), `precision` one of
+    `model.precision`, where `exact` lists the layers that int8 leaves as they are."""
     import onnx_ir as ir
     from onnxscript import GraphBuilder
 
@@ -81,13 +92,16 @@ def write_stage(config: Config, name: str, image_size: int, dialect: str) -> Sta
     assembly = family_of(config).network()
     network = assembly.NETWORK(config)
     parameters = dict(network.named_parameters())
-    op = Ops(GraphBuilder(graph), dialect, {id(value): key for key, value in parameters.items()})  # type: ignore[arg-type]
+    keys = {id(value): key for key, value in parameters.items()}
+    op = Ops(GraphBuilder(graph), dialect, keys, precision == "int8", exact)  # type: ignore[arg-type]
     outputs = {**assembly.STAGES[name](op, network, config, image_size), **op.taps}
     for output_name, value in outputs.items():
         value.name = output_name
         graph.outputs.append(value)
 
-    weights = _declare_weights(graph, op.recipes, {id(value): key for key, value in parameters.items()})
+    weights = _declare_weights(graph, op.recipes, keys)
+    if precision == "f16":
+        weights = _halve(graph, weights)
     used = sorted(op.left_out.union(*(weight.keys for weight in weights)))
     for node in graph:
         node.metadata_props.clear()
@@ -107,8 +121,6 @@ def write_stage(config: Config, name: str, image_size: int, dialect: str) -> Sta
 
 def _declare_weights(graph: Any, recipes: Mapping[str, Any], keys: Mapping[int, str]) -> list[WeightSource]:
     """Mark every initializer without numbers as external and say where its numbers come from."""
-    import onnx_ir as ir
-
     weights = []
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
@@ -128,10 +140,48 @@ def _declare_weights(graph: Any, recipes: Mapping[str, Any], keys: Mapping[int, 
             weights.append(WeightSource(name, shape, (name,), None, {}))
         else:
             weights.append(WeightSource(name, shape, recipe.keys, recipe.name, recipe.settings))
-        size = 4
-        for extent in shape:
-            size *= extent
-        value.const_value = ir.ExternalTensor(
-            "weights", 0, size, ir.DataType.FLOAT, shape=ir.Shape(shape), name=name
-        )
+        _make_external(value)
     return weights
+
+
+def halvable(shape: Sequence[int]) -> bool:
+    """True for what precision f16 keeps in 16 bits: matrices, kernels and tables, but for the smallest."""
+    return len(shape) > 1 and math.prod(shape) >= HALVED
+
+
+def _halve(graph: Any, weights: list[WeightSource]) -> list[WeightSource]:
+    """Matrices, kernels and tables made of checkpoint tensors become 16-bit floats, widened where they are
+    first used, so that one at a time is there in 32 bits."""
+    import onnx_ir as ir
+
+    order = {node: index for index, node in enumerate(graph)}
+    halved = []
+    for weight in weights:
+        value = graph.initializers[weight.name]
+        if not weight.keys or not halvable(weight.shape):
+            halved.append(weight)
+            continue
+        recipe = {"of": weight.recipe or "same", "settings": dict(weight.settings)}
+        name = f"half({weight.name})"
+        half = ir.Value(name=name, shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT16))
+        widen = ir.Node(
+            "", "Cast", [half], [ir.AttrInt64("to", ir.DataType.FLOAT)], name=f"widen({weight.name})"
+        )
+        widen.outputs[0].name = f"wide({weight.name})"
+        graph.insert_before(min((use.node for use in value.uses()), key=order.__getitem__), widen)
+        ir.convenience.replace_all_uses_with(value, widen.outputs[0])
+        del graph.initializers[weight.name]
+        graph.initializers[name] = half
+        _make_external(half)
+        halved.append(WeightSource(name, weight.shape, weight.keys, "half", recipe))
+    return halved
+
+
+def _make_external(value: Any) -> None:
+    """Say that an initializer's numbers come from elsewhere."""
+    import onnx_ir as ir
+
+    size = math.prod(value.shape) * value.dtype.itemsize
+    value.const_value = ir.ExternalTensor(
+        "weights", 0, int(size), value.dtype, shape=value.shape, name=value.name
+    )

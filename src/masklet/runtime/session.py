@@ -44,7 +44,9 @@ class Session:
         values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in self._weights]
         options.add_external_initializers([weight.name for weight in stage.weights], values)
         try:
-            self._session = onnxruntime.InferenceSession(stage.onnx, options, **provider_arguments(device))
+            self._session = onnxruntime.InferenceSession(
+                stage.onnx, options, disabled_optimizers=_unwanted(stage), **provider_arguments(device)
+            )
         except Exception as error:  # ONNX Runtime raises its own unexported types
             raise EngineError(
                 f"ONNX Runtime could not build stage {stage.name!r} for device {device.name!r}: {error}"
@@ -76,8 +78,13 @@ class Session:
         return dict(zip(names, made, strict=True))
 
 
+def _unwanted(stage: Stage) -> list[str]:
+    """Optimizers to leave out: folding constants would widen 16-bit weights once and for all."""
+    return ["ConstantFolding"] if any(weight.recipe == "half" for weight in stage.weights) else []
+
+
 def resolve(weight: WeightSource, tensor: Callable[[str], Array]) -> Array:
-    """The numbers of a weight, float32, from checkpoint tensors."""
+    """The numbers of a weight from checkpoint tensors: float32, or the type of its recipe."""
     sources = [tensor(key) for key in weight.keys]
     if weight.recipe is None:
         return np.ascontiguousarray(sources[0], dtype=np.float32)

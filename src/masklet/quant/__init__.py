@@ -1,0 +1,1 @@
+"""How weights are stored in fewer bits: which tensors may be, and files of them."""
