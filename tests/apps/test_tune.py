@@ -119,12 +119,12 @@ def test_json(masklet: Command, model: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("imagined")
 def test_an_earlier_profile_is_kept_and_takes_no_part(masklet: Command, model: Path) -> None:
     path = model.with_name("masklet.toml")
-    path.write_text("image_size = 96\nthreads = 64\n")
+    path.write_text("image_size = 100\nthreads = 64\n")  # which no model here can have
     command = ("bench", model, "--tune", "--precision", "f32", "--threads", "1")
     result = masklet(*command)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "is there already; give --overwrite" in result.stderr
-    assert read_toml(path) == {"image_size": 96, "threads": 64}
+    assert read_toml(path) == {"image_size": 100, "threads": 64}
     assert masklet(*command, "--overwrite").exit_code == 0
     assert read_toml(path) == {"device": "cpu", "threads": 1, "precision": "f32", "cache": True}
 

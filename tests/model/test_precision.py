@@ -44,12 +44,14 @@ def distance(got, expected):
     return np.linalg.norm(got - expected) / np.linalg.norm(expected - expected.mean())
 
 
-# Measured: int8 0.009 (finest) to 0.026 (embedding), f16 0.0001 to 0.0005.
+# Measured with every block in int8: 0.009 (finest) to 0.026 (embedding); f16 0.0001 to 0.0005.
 @pytest.mark.parametrize(("kind", "limit"), [("int8", 0.04), ("f16", 0.0015)])
 def test_features_stay_close_to_f32(kind, limit):
     expected = encoded("f32")
-    for name, value in encoded(kind).items():
-        assert 0 < distance(value, expected[name]) < limit, name
+    got = encoded(kind)
+    for name, value in got.items():
+        assert distance(value, expected[name]) < limit, name
+    assert distance(got["embedding"], expected["embedding"]) > limit / 100
 
 
 @pytest.mark.parametrize("kind", ["int8", "f16"])

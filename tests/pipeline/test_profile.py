@@ -50,7 +50,9 @@ def test_a_profile_beside_the_weights_is_used_whole(weights: Path) -> None:
 
 def test_arguments_win_over_the_profile(weights: Path) -> None:
     weights.with_name(PROFILE).write_text(FULL)
-    settings, origin = settings_of(weights, None, {"threads": 1, "image_size": None, "cache": True})
+    settings, origin = settings_of(
+        weights, weights.with_name(PROFILE), {"threads": 1, "image_size": None, "cache": True}
+    )
     assert (settings.threads, settings.image_size, settings.cache) == (1, 96, True)
     assert origin == weights.with_name(PROFILE)
 
@@ -62,6 +64,12 @@ def test_a_named_profile_takes_the_place_of_the_one_beside(weights: Path, tmp_pa
     model = masklet.load(weights, profile=other)
     assert (model.threads, model.image_size) == (None, 96)
     assert settings_of(weights, os.devnull, {})[0] == Settings()
+
+
+def test_a_profile_that_was_found_may_not_name_libraries(weights: Path) -> None:
+    weights.with_name(PROFILE).write_text('device = "cpu"\n[provider_options]\nlibrary = "other.so"\n')
+    with pytest.raises(InputError, match="provider_options count only in a profile that is named"):
+        settings_of(weights, None, {})
 
 
 def test_without_a_profile_the_defaults_hold(tmp_path: Path) -> None:

@@ -80,10 +80,13 @@ class TestSchedule:
         assert all(a > b for a, b in zip(rates[peak:], rates[peak + 1 :], strict=False))
         assert rates[-1] == pytest.approx(0.01)
 
-    def test_a_further_cycle_peaks_lower_and_keeps_the_size(self):
+    def test_a_further_cycle_peaks_lower_and_has_clips_from_the_start(self):
         schedule = load("schedule")
         assert schedule.learning_rate(0.5, 1, 1.0) == pytest.approx(0.6 * schedule.learning_rate(0.5, 0, 1.0))
-        assert not schedule.phase_at(0.0, 1).small
+        first, last = schedule.phase_at(0.0, 1), schedule.phase_at(1.0, 1)
+        assert first.small
+        assert not last.small
+        assert first.clips > 0
 
     def test_phases_go_from_small_pictures_to_full_ones_with_clips(self):
         schedule = load("schedule")

@@ -35,7 +35,10 @@ FROM_SCRATCH = (
     Phase(0.72, small=True, clips=0.4, least=0.006, plain=0.1, likeness=0.1),
     Phase(1.00, small=False, clips=0.35, least=LEAST, plain=0.05, likeness=0.1),
 )
-FURTHER = (Phase(1.00, small=False, clips=0.4, least=LEAST, plain=0.05, likeness=0.1),)
+FURTHER = (
+    Phase(0.50, small=True, clips=0.3, least=0.003, plain=0.05, likeness=0.2),
+    Phase(1.00, small=False, clips=0.35, least=LEAST, plain=0.05, likeness=0.1),
+)
 
 
 def phase_at(progress: float, cycle: int) -> Phase:

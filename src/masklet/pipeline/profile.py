@@ -79,6 +79,11 @@ def settings_of(
     if path is None:
         return Settings(**chosen), None
     values = read_profile(path)
+    if profile is None and "provider_options" in values:  # some load libraries: not by a file that came along
+        raise InputError(
+            f"{path}: provider_options count only in a profile that is named, since they can make a provider "
+            f"load libraries. Name this one (--profile {path}, or profile= in Python) or take them out."
+        )
     if "device" in chosen and chosen["device"] != values.get("device", "cpu"):
         values.pop("provider_options", None)  # they are those of the profile's device
     return Settings(**{**values, **chosen}), path
