@@ -10,7 +10,7 @@ from masklet import testing
 from masklet.errors import InputError
 from masklet.families.family import CONFIG_KEY
 from masklet.io.safetensors import write_safetensors
-from masklet.runtime import cache
+from masklet.runtime import cache, session
 
 CONFIG = testing.tiny_config(image_size=64)
 
@@ -58,6 +58,26 @@ def test_auto_keeps_16_bits_where_the_file_has_no_more(checkpoint, tmp_path):
     assert masklet.load(checkpoint).precision == "f32"
     assert masklet.load(half, precision="f32").precision == "f32"
     np.testing.assert_array_equal(clicked(half, "auto"), clicked(half, "f32"))
+
+
+def test_the_engine_keeps_16_bit_weights_as_they_are(checkpoint, monkeypatch, tmp_path):
+    """Its optimizers would widen them for good, and f16 would need more memory than f32."""
+    onnx = pytest.importorskip("onnx")
+    plain, path = session.session_options, tmp_path / "optimised.onnx"
+
+    def options(threads):
+        made = plain(threads)
+        made.optimized_model_filepath = str(path)
+        return made
+
+    monkeypatch.setattr(session, "session_options", options)
+    masklet.load(checkpoint, precision="f16", threads=1).session("encode_image")
+    graph = onnx.load(path, load_external_data=False).graph
+    count = {onnx.TensorProto.FLOAT: 0, onnx.TensorProto.FLOAT16: 0}
+    for tensor in graph.initializer:
+        if tensor.data_type in count:
+            count[tensor.data_type] += int(np.prod(tensor.dims))
+    assert count[onnx.TensorProto.FLOAT] < 0.1 * count[onnx.TensorProto.FLOAT16]
 
 
 def test_each_precision_has_graphs_of_its_own(monkeypatch, tmp_path):

@@ -7,8 +7,10 @@ without a copy.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +53,7 @@ class Session:
             raise EngineError(
                 f"ONNX Runtime could not build stage {stage.name!r} for device {device.name!r}: {error}"
             ) from error
+        _return_memory()
 
     def run(
         self, feeds: Mapping[str, Array | OrtValue], outputs: Sequence[str] | None = None
@@ -79,8 +82,16 @@ class Session:
 
 
 def _unwanted(stage: Stage) -> list[str]:
-    """Optimizers to leave out: folding constants would widen 16-bit weights once and for all."""
-    return ["ConstantFolding"] if any(weight.recipe == "half" for weight in stage.weights) else []
+    """Optimizers to leave out: those that would widen 16-bit weights once and for all."""
+    halved = any(weight.recipe == "half" for weight in stage.weights)
+    return ["ConstantFolding", "FuseFp16InitializerToFp32NodeTransformer"] if halved else []
+
+
+def _return_memory() -> None:
+    """Give what was freed back to the system. glibc keeps the room of arrays that were only passed through:
+    a fifth of what a session of SAM 2.1 tiny takes from a quantised file."""
+    with suppress(OSError, AttributeError, TypeError):  # other C libraries do so by themselves
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resolve(weight: WeightSource, tensor: Callable[[str], Array]) -> Array:
