@@ -275,6 +275,26 @@ class TestMuon:
         assert sorted(index for share in shares for index in share) == list(range(6))
         assert {1} in shares  # the costliest is one process's whole share
 
+    def test_it_is_for_all_matrices_but_tables(self):
+        pytest.importorskip("torch")
+        pytest.importorskip("sam2")
+        network, optimiser = load("network"), load("optimiser")
+        named = network.build(network.NANO, 128).named_parameters()
+        chosen = {name for name, parameter in named if optimiser.is_hidden_matrix(parameter)}
+        decoder = "sam_mask_decoder.transformer."
+        assert decoder + "layers.0.cross_attn_token_to_image.q_proj.weight" in chosen
+        assert decoder + "final_attn_token_to_image.out_proj.weight" in chosen
+        tables = (
+            "iou_token",
+            "mask_tokens",
+            "obj_score_token",
+            "embeddings",
+            "_embed.",
+            "no_obj",
+            "pos_embed",
+        )
+        assert not [name for name in chosen if any(table in name for table in tables)]
+
     def test_it_fits_a_linear_map(self):
         torch = pytest.importorskip("torch")
         generator = torch.Generator().manual_seed(0)

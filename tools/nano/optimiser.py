@@ -23,14 +23,9 @@ LIKE_ADAMW = 0.2  # root mean square of AdamW's updates
 LEAST_SIDE = 9  # narrower matrices gain nothing
 
 
-def is_hidden_matrix(name: str, parameter: torch.Tensor) -> bool:
-    """Whether Muon is for it: matrices inside a network, not tables of embeddings."""
-    return (
-        parameter.ndim == 2
-        and min(parameter.shape) >= LEAST_SIDE
-        and "embed" not in name
-        and "token" not in name
-    )
+def is_hidden_matrix(parameter: torch.Tensor) -> bool:
+    """Whether Muon is for it: matrices inside a network; tables of embeddings have a row or a few."""
+    return parameter.ndim == 2 and min(parameter.shape) >= LEAST_SIDE
 
 
 class Muon(torch.optim.Optimizer):

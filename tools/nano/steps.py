@@ -135,7 +135,7 @@ def still_rounds(
     fed = noisy_masks(target) if plan.first == MASK else None
     for number in range(plan.corrections + 1):
         several = coords.shape[1] == 1 and fed is None
-        logits, iou, score = _decode(model, embedding, encoded.levels[:2], coords, labels, fed, several)
+        logits, iou, score = decode(model, embedding, encoded.levels[:2], coords, labels, fed, several)
         yield logits, iou, score
         if number < plan.corrections:
             best = _best(logits, iou).detach().float()
@@ -231,7 +231,7 @@ def _point_inputs(coords: torch.Tensor, labels: torch.Tensor) -> dict[str, torch
     return {"point_coords": coords, "point_labels": labels}
 
 
-def _decode(
+def decode(
     model: SAM2Base,
     embedding: torch.Tensor,
     high_res: list[torch.Tensor],

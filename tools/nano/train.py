@@ -96,7 +96,7 @@ class Trainer:
         self._load()
 
     def _optimisers(self) -> list[torch.optim.Optimizer]:
-        matrices = [p for name, p in self.model.named_parameters() if is_hidden_matrix(name, p)]
+        matrices = [parameter for parameter in self.model.parameters() if is_hidden_matrix(parameter)]
         known = {id(parameter) for parameter in matrices}
         rest = [parameter for parameter in self.parameters if id(parameter) not in known]
         groups = [
@@ -229,7 +229,7 @@ class Trainer:
             for optimiser in self.optimisers:
                 optimiser.step()
             self._average_weights(order.step)
-        return Losses(*(part.detach() for part in losses))
+        return Losses(*(part.detach().to(self.device) for part in losses))
 
     def _average_gradients(self) -> None:
         if self.world == 1:
