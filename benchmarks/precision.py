@@ -6,7 +6,7 @@ more than the clock where a machine is shared. Timed are encoding a picture, a t
 attention with a full memory, and a click. Weights are lively and seeded (`masklet.testing`) unless a model is
 given: time doesn't depend on their values, accuracy does.
 
-    python benchmarks/precision.py [--variants NAME ...] [--model FILE] [--repeats N] [--threads N] [--write]
+    python benchmarks/precision.py [--variants NAME ...] [--model FILE ...] [--repeats N] [--write]
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def work(options: argparse.Namespace) -> None:
         before = time.process_time()
         step = line.strip()
         if subject is None:
-            subject = Subject(options.model, options.work, options.threads)
+            subject = Subject(options.model[0], options.work, options.threads)
         if step == "answer":
             np.savez(options.folder / f"{options.work}.npz", **subject.answer())
         elif step in STEPS:
@@ -160,8 +160,10 @@ def _rows(
 def main() -> None:
     """Measure and print; --write also replaces benchmarks/precision.md."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--variants", nargs="+", default=VARIANTS)
-    parser.add_argument("--model", type=Path, help="a file of SAM 2 instead of variants")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="both, without --model")
+    parser.add_argument(
+        "--model", nargs="+", type=Path, default=[], help="files of SAM 2, such as quantised ones"
+    )
     parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -174,8 +176,6 @@ def main() -> None:
         return
     from image import cpu_name
 
-    from masklet.families.sam2 import PRESETS
-
     page = [
         "# Precisions",
         "",
@@ -184,14 +184,14 @@ def main() -> None:
         f"{POINTERS} pointers. IoU and error are against {options.precisions[0]}.",
     ]
     with tempfile.TemporaryDirectory() as folder:
-        for variant in [options.model.name] if options.model else options.variants:
-            path = options.model or Path(folder) / f"{variant}.safetensors"
-            if not options.model:
-                write = f"testing.write_stand_in({str(path)!r}, PRESETS[{variant!r}], object_score_bias=5.0)"
-                lines = ("from masklet import testing", "from masklet.families.sam2 import PRESETS", write)
-                assert variant in PRESETS, variant
-                turns.run_apart("\n".join(lines))
+        for variant in options.variants or ([] if options.model else VARIANTS):
+            path = Path(folder) / f"{variant}.safetensors"
+            write = f"testing.write_stand_in({str(path)!r}, PRESETS[{variant!r}], object_score_bias=5.0)"
+            lines = ("from masklet import testing", "from masklet.families.sam2 import PRESETS", write)
+            turns.run_apart("\n".join(lines))
             page += ["", f"## {variant}", "", *measure(path, options, Path(folder))]
+        for path in options.model:
+            page += ["", f"## {path.name}", "", *measure(path, options, Path(folder))]
     text = "\n".join(page) + "\n"
     print(text)
     if options.write:
