@@ -145,7 +145,7 @@ class Model:
         return ImageFeatures(size_hw, self.session("encode_image").run({"image": image}, self.features))
 
     def share(self, features: ImageFeatures) -> ImageFeatures:
-        """The same with what its prompts have in common: `decode` then spends a tenth less on each."""
+        """The same with what its prompts have in common, which `decode` then computes no more."""
         nothing = {"coords": np.zeros((1, 1, 2), np.float32), "labels": np.zeros((1, 1), np.int64)}
         dense = self.session("encode_points").run(nothing, ["dense"])["dense"]
         feeds = {"embedding": features.values["embedding"], "dense": dense}
