@@ -38,6 +38,7 @@ __all__ = [
     "Clip",
     "Scene",
     "lively_weights",
+    "occlusion_clip",
     "sampled",
     "stand_in_weights",
     "synthetic_clip",
@@ -188,6 +189,7 @@ def sampled(array: np.ndarray, limit: int) -> np.ndarray:
 _MIN_SIDE = 32
 _SHAPES = ("ellipse", "rectangle", "ring", "cross")
 _TEXTURES = ("stripes", "checks", "speckle", "plain")
+_VIVID = ((214, 40, 40), (20, 90, 200), (20, 130, 60), (240, 120, 20), (130, 40, 160))  # RGB
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,6 +269,36 @@ def synthetic_clip(seed: int = 0, num_frames: int = 24, size_hw: tuple[int, int]
         ]
         window = background[top : top + height, left : left + width].copy()
         image, visible = _render(window, placed, f"{seed}:clip noise {time}")
+        frames.append(image)
+        masks.append(visible)
+    return Clip(np.stack(frames), np.stack(masks))
+
+
+def occlusion_clip(seed: int = 0, num_frames: int = 24, size_hw: tuple[int, int] = (144, 192)) -> Clip:
+    """A seeded clip of two shapes: number 0, a ball of one vivid colour, goes from left to right behind
+    number 1, a striped pillar that hides it whole for about a fifth of the frames. The background is pale,
+    every frame has its own noise.
+
+    Raises `InputError` for a side under 32 pixels and for a clip of fewer than 8 frames.
+    """
+    height, width = _checked_size_hw(size_hw)
+    if num_frames < 8:
+        raise InputError(f"an occlusion in {num_frames} frames was asked for; give 8 or more")
+    draw, short = _Draw(f"{seed}:occlusion"), min(height, width)
+    background = _background(draw, height, width) // 4 + 144
+    radius, row = short // 7, height // 2 + draw.between(-height // 8, height // 8)
+    vivid = np.array(_VIVID[draw.between(0, len(_VIVID) - 1)])
+    ball = _Shape("ellipse", (row, 0), radius, radius, (1, 0), short, "plain", (vivid, vivid))
+    stripes = np.array([60, 62, 66]), np.array([96, 98, 102])
+    half_width = radius + width // 12
+    pillar = _Shape(
+        *("rectangle", (height // 2, width // 2), half_width, height, (1, 0)), short // 12, "stripes", stripes
+    )
+    frames, masks = [], []
+    for time in range(num_frames):
+        column = width // 8 + (width - width // 4) * time // (num_frames - 1)
+        shapes = [replace(ball, centre_yx=(row, column)), pillar]
+        image, visible = _render(background.copy(), shapes, f"{seed}:occlusion noise {time}")
         frames.append(image)
         masks.append(visible)
     return Clip(np.stack(frames), np.stack(masks))
