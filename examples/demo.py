@@ -45,7 +45,7 @@ class Photo:
     box_xyxy: tuple[float, float, float, float]
 
 
-# Coffee by Rachel Michetti and Chelsea by Stefan van der Walt, both CC0; Eileen Collins by NASA, public domain.
+# Coffee by Rachel Michetti and Chelsea by Stefan van der Walt, both CC0; the astronaut by NASA, no copyright.
 PHOTOS = (
     Photo("coffee", "a cup of coffee", (285, 225), (172, 17, 405, 308)),
     Photo("astronaut", "an astronaut", (120, 300), (15, 12, 375, 511)),
@@ -88,7 +88,7 @@ def main() -> None:
         if arguments.image:
             segment(model, [own_photo(arguments.image, arguments.point)], arguments.out)
             return
-        segment(model, photographs(arguments.out) or [synthetic()], arguments.out)
+        segment(model, photographs(arguments.out) or [synthetic(arguments.out)], arguments.out)
         if model.family.video_stages:
             track(model, arguments.out / "clip-overlay.mp4")
     except masklet.MaskletError as error:
@@ -187,11 +187,12 @@ def wheel_members(package: str, members: Sequence[str]) -> list[bytes]:
         return []
 
 
-def synthetic() -> Subject:
-    """A drawn scene, for machines that reach nothing."""
+def synthetic(out: Path) -> Subject:
+    """A drawn scene, for machines that reach nothing; kept like a photograph."""
     scene = testing.synthetic_scene(seed=0, size_hw=(400, 600))
     x, y = scene.points_xy[SCENE_SHAPE].tolist()
     left, top, right, bottom = scene.boxes_xyxy[SCENE_SHAPE].tolist()
+    write_image(out / "scene.png", scene.image)
     return Subject("scene", scene.image, (x, y), (left, top, right, bottom), "a shape in a drawn scene")
 
 

@@ -87,7 +87,7 @@ def test_a_model_of_pictures_alone_tracks_nothing(
     testing.write_stand_in("sam1.safetensors", testing.tiny_sam1_config())
     monkeypatch.setattr(demo, "wheel_members", lambda package, members: [])
     run("--out", "pictures", "--model", "sam1.safetensors")
-    assert sorted(os.listdir("pictures")) == ["scene-mask.png", "scene-overlay.jpg"]
+    assert sorted(os.listdir("pictures")) == ["scene-mask.png", "scene-overlay.jpg", "scene.png"]
 
 
 def test_photographs_come_out_of_a_wheel_and_are_kept(
