@@ -15,11 +15,12 @@ import numpy as np
 @dataclass(frozen=True)
 class ImageFeatures:
     """An encoded picture: device values by name ("stride4", "stride8", "embedding") and its size (H, W) in
-    pixels.
+    pixels. `shared` is what all prompts without a mask have in common on it, where that was asked for.
     """
 
     size_hw: tuple[int, int]
     values: Mapping[str, Any]
+    shared: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
-"""Points rated and drawn apart equal points decoded at once, in every family."""
+"""Points rated and drawn apart, or decoded on what they share, equal points decoded at once."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pytest
@@ -46,6 +48,32 @@ def test_the_same_as_decoding_at_once(model, features, count, kept, fused, monke
     drawn = decoder.draw(rated, np.array(kept))
     limit = RELATIVE * np.abs(expected.logits).max()
     np.testing.assert_allclose(drawn, expected.logits[kept], rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("dialect", ["fused", "portable"])
+@pytest.mark.parametrize("count", [1, 5])
+def test_decoding_on_what_prompts_share(model, count, dialect):
+    own = masklet.load(model.source, threads=1, dialect=dialect)
+    image = testing.synthetic_scene(3, SIZE_HW).image
+    picture = conventions_of(own.config).picture(image, own.image_size)
+    features, prompts = own.encode_image(picture, SIZE_HW), points(own, count)
+    plain, shared = own.decode(features, prompts), own.decode(own.share(features), prompts)
+    assert set(own._sessions) >= {"decode_masks", "decode_shared"}
+    for name, expected in vars(plain).items():
+        limit = RELATIVE * max(1, np.abs(expected[np.isfinite(expected)]).max(initial=0))
+        np.testing.assert_allclose(getattr(shared, name), expected, rtol=0, atol=limit, err_msg=name)
+
+
+def test_a_mask_or_another_embedding_is_not_what_prompts_share(model, features):
+    shared, prompts = model.share(features), points(model, 1)
+    side = model.image_size // 4
+    mask = np.random.default_rng(0).normal(0, 5, (1, 1, side, side)).astype(np.float32)
+    masked = dataclasses.replace(prompts, mask=mask)
+    other = features.values["embedding"].numpy() + 1
+    for given, embedding in ((masked, None), (prompts, other)):
+        expected = model.decode(features, given, embedding)
+        np.testing.assert_array_equal(model.decode(shared, given, embedding).logits, expected.logits)
+        assert np.abs(expected.logits - model.decode(features, prompts).logits).max() > 1e-3
 
 
 def test_points_of_one_call_do_not_see_each_other(model, features):

@@ -108,6 +108,62 @@ def test_thresholding_on_the_way_changes_nothing(threshold: float) -> None:
     np.testing.assert_array_equal(masks, resize_logits(logits, (333, 500)) > threshold)
 
 
+def planes_of_all_kinds(height: int, width: int) -> Iterator[np.ndarray]:
+    """Smooth and noisy, on one side of zero, exactly at zero, tiny, huge, not finite."""
+    row, column = np.mgrid[:height, :width].astype(np.float32)
+    generator = np.random.default_rng(height * width)
+    noise = random_logits(height, width)
+    yield noise
+    yield np.hypot(row - height / 2, column - width / 3) - np.float32(min(height, width) / 4)
+    yield column - np.float32(width // 2)  # an edge at exactly zero
+    yield abs(noise)
+    yield -abs(noise)
+    yield np.zeros_like(noise)
+    yield np.full_like(noise, -1024)
+    yield np.where(generator.random(noise.shape) < 0.3, np.float32(0), noise)
+    yield np.round(noise)
+    yield noise * np.float32(1e-44)
+    yield np.where(generator.random(noise.shape) < 0.01, np.float32(3e38), noise)
+    yield np.where(generator.random(noise.shape) < 0.05, np.float32(np.inf), noise)
+    yield np.where(generator.random(noise.shape) < 0.05, np.float32(np.nan), noise)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # infinity times a weight of zero
+@pytest.mark.parametrize("threshold", [0.0, 1.0, -2.5])
+@pytest.mark.parametrize(
+    ("size_in", "size_out"),
+    [*SIZES, ((1, 9), (40, 40)), ((9, 1), (40, 40)), ((24, 20), (67, 100)), ((20, 24), (20, 97))],
+)
+def test_masks_drawn_along_outlines_are_the_same(
+    size_in: tuple[int, int],
+    size_out: tuple[int, int],
+    threshold: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(postprocess, "_OUTLINE", 1)  # however many cells there are
+    monkeypatch.setattr(postprocess, "_CELL", 1)
+    for plane in planes_of_all_kinds(*size_in):
+        expected = resize_logits(plane, size_out) > threshold
+        np.testing.assert_array_equal(resize_and_threshold(plane, size_out, threshold), expected)
+
+
+def test_smooth_masks_are_drawn_and_noisy_ones_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, smooth, *_ = planes_of_all_kinds(256, 256)
+    planes = np.stack([random_logits(256, 256), smooth, random_logits(256, 256, seed=1)])
+    expected = resize_logits(planes, (720, 1280)) > 0
+    computed = []
+    blocks = postprocess.Resizing.blocks
+
+    def counted(self: postprocess.Resizing, plane: np.ndarray, window: tuple) -> Iterator:
+        computed.append(plane)
+        return blocks(self, plane, window)
+
+    monkeypatch.setattr(postprocess.Resizing, "blocks", counted)
+    np.testing.assert_array_equal(resize_and_threshold(planes, (720, 1280)), expected)
+    assert len(computed) == 2
+    assert all(plane is not smooth and not np.array_equal(plane, smooth) for plane in computed)
+
+
 # ------------------------------------------------------------------------------------------------- components
 
 

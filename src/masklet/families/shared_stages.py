@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import onnx_ir as ir
 
 from masklet.families.family import Config
 from masklet.model.layers import Ops, scope
-from masklet.model.mask_decoder import MASKS, FinerFeatures, MaskDecoder
+from masklet.model.mask_decoder import MASKS, DecodedValues, FinerFeatures, MaskDecoder
 from masklet.model.prompt_encoder import PromptEncoder
 from masklet.model.tokens import TokenOrder
-from masklet.model.two_way import SharedImage
+from masklet.model.two_way import HEADS, SharedImage
 
 Outputs = dict[str, ir.Value]
 FINER = ("stride4", "stride8")  # names of the features that some decoders take besides the embedding
@@ -59,7 +60,25 @@ def decode_masks(op: Ops, net: Prompted, config: Config, size: int) -> Outputs:
     sparse = stage_input(op, "sparse", ("B", "N", width))
     dense = stage_input(op, "dense", ("D", "P", width))
     position = _position(op, net, config, size)
-    decoded = net.sam_mask_decoder(op, embedding, finer, sparse, dense, position, orders)
+    batch = op.Concat(op.Shape(sparse, start=0, end=1), op.constant(np.array([1, 1])), axis=0)
+    image = op.Expand(op.Add(embedding, dense), batch)
+    decoded = net.sam_mask_decoder(op, image, finer, sparse, position, orders)
+    return _decoded(decoded, orders, width)
+
+
+def decode_shared(op: Ops, net: Prompted, config: Config, size: int) -> Outputs:
+    """Finer features and `share_image`'s outputs, sparse (B, N, C) -> as `decode_masks` without a mask."""
+    orders, width = _orders(op, config, size), config.d_model
+    finer = _finer(op, net, orders)
+    image, shared = _shared(op, config, size)
+    sparse = stage_input(op, "sparse", ("B", "N", width))
+    position = _position(op, net, config, size)
+    decoded = net.sam_mask_decoder(op, image, finer, sparse, position, orders, shared)
+    return _decoded(decoded, orders, width)
+
+
+def _decoded(decoded: DecodedValues, orders: tuple[TokenOrder, ...], width: int) -> Outputs:
+    """What decoding gives."""
     outputs = {
         "logits": stage_output(decoded.logits, "B", MASKS, *orders[0].grid_hw),
         "iou": stage_output(decoded.iou, "B", MASKS),
@@ -71,7 +90,8 @@ def decode_masks(op: Ops, net: Prompted, config: Config, size: int) -> Outputs:
 
 def share_image(op: Ops, net: Prompted, config: Config, size: int) -> Outputs:
     """`embedding` (1, T, C) and dense (1, 1, C) -> what many prompts without a mask have in common on one
-    image: `image` (1, T, C), and of its first attention `keys`, `values` and `queries` (1, T, C / 2)."""
+    image: `image` (1, T, C), and of its first attention `keys` (1, h, d, T), `values` (1, h, T, d) and
+    `queries` (1, T, C / 2)."""
     embedding = stage_input(op, "embedding", (1, len(_orders(op, config, size)[2].slots), config.d_model))
     image = op.Add(embedding, stage_input(op, "dense", (1, 1, config.d_model)))
     position = _position(op, net, config, size)
@@ -84,10 +104,7 @@ def rate_prompts(op: Ops, net: Prompted, config: Config, size: int) -> Outputs:
     """`share_image`'s outputs, sparse (B, N, C) -> iou and tokens as of `decode_masks`, and `seen` (B, T,
     C), from which `draw_masks` makes their masks."""
     width, count = config.d_model, len(_orders(op, config, size)[2].slots)
-    image = stage_input(op, "image", (1, count, width))
-    shared = SharedImage(
-        *(stage_input(op, name, (1, count, width // 2)) for name in ("keys", "values", "queries"))
-    )
+    image, shared = _shared(op, config, size)
     sparse = stage_input(op, "sparse", ("B", "N", width))
     position = _position(op, net, config, size)
     with scope(op, net.sam_mask_decoder):
@@ -113,7 +130,27 @@ def draw_masks(op: Ops, net: Prompted, config: Config, size: int) -> Outputs:
     return {"logits": stage_output(logits, "K", MASKS, *orders[0].grid_hw)}
 
 
-PROMPT_STAGES = (encode_points, encode_mask, decode_masks, share_image, rate_prompts, draw_masks)
+PROMPT_STAGES = (
+    encode_points,
+    encode_mask,
+    decode_masks,
+    share_image,
+    decode_shared,
+    rate_prompts,
+    draw_masks,
+)
+
+
+def _shared(op: Ops, config: Config, size: int) -> tuple[ir.Value, SharedImage]:
+    """The outputs of `share_image` as inputs."""
+    width, count = config.d_model, len(_orders(op, config, size)[2].slots)
+    image = stage_input(op, "image", (1, count, width))
+    depth = width // 2 // HEADS
+    return image, SharedImage(
+        keys=stage_input(op, "keys", (1, HEADS, depth, count)),
+        values=stage_input(op, "values", (1, HEADS, count, depth)),
+        queries=stage_input(op, "queries", (1, count, width // 2)),
+    )
 
 
 def _orders(op: Ops, config: Config, size: int) -> tuple[TokenOrder, ...]:

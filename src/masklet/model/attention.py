@@ -174,7 +174,7 @@ class Attention(nn.Module):
         self.k_proj = Linear(channels, inner)
         self.v_proj = Linear(channels, inner)
         self.out_proj = Linear(inner, channels)
-        self._heads, self._head_dim = heads, inner // heads
+        self._channels, self._heads, self._head_dim = channels, heads, inner // heads
 
     def forward(self, op: Ops, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:  # type: ignore[override]
         q = self.q_proj(op, q)
@@ -203,11 +203,12 @@ class CrossAttention(Attention):
             op.leave_out(self.k_proj.bias)
             q = self._heads_of(op, op.Mul(self.q_proj(op, q), self._scale(op)))  # B h N d
             rows = op.MatMul(q, op.weight("head_rows", self.k_proj.weight, heads=self._heads))  # B h N C
-            weights = op.Softmax(op.matmul_t(self._side_by_side(op, rows), k), axis=-1)  # B hN T
-            mixed = self._stacked(op, op.MatMul(weights, v))  # B h N C
+            weights = op.Softmax(
+                op.matmul_t(self._side_by_side(op, rows, self._channels), k), axis=-1
+            )  # B hN T
+            mixed = self._stacked(op, op.MatMul(weights, v), self._channels)  # B h N C
             mixed = op.MatMul(mixed, op.weight("head_columns", self.v_proj.weight, heads=self._heads))
-            x = op.reshape(op.Transpose(mixed, perm=(0, 2, 1, 3)), (0, 0, self._heads * self._head_dim))
-            return project_out(op, x, self.out_proj, self.v_proj)
+            return project_out(op, self._joined(op, mixed), self.out_proj, self.v_proj)
 
     def from_image(self, op: Ops, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
         """The image (1 or B, T, C) looks at the tokens' keys and values (B, N, C) -> (B, T, C)."""
@@ -218,15 +219,17 @@ class CrossAttention(Attention):
             k = self._heads_of(op, op.Mul(self.k_proj(op, k, bias=False), self._scale(op)))  # B h N d
             rows = op.MatMul(k, op.weight("head_rows", self.q_proj.weight, heads=self._heads))  # B h N C
             constant = op.MatMul(k, op.weight("head_rows", self.q_proj.bias, heads=self._heads))  # B h N 1
-            scores = op.matmul_t(q, self._side_by_side(op, rows))  # B T hN
-            scores = op.Add(scores, op.Transpose(self._side_by_side(op, constant), perm=(0, 2, 1)))
+            scores = op.matmul_t(q, self._side_by_side(op, rows, self._channels))  # B T hN
+            scores = op.Add(scores, op.Transpose(self._side_by_side(op, constant, 1), perm=(0, 2, 1)))
             return self._mix_tokens(op, scores, v)
 
     def share_keys(self, op: Ops, k: ir.Value, v: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """An image's keys and values (1, T, C), projected for `to_shared` -> (1, T, inner) each."""
+        """An image's keys and values (1, T, C), projected and parted for `to_shared` -> (1, h, d, T) and (1,
+        h, T, d)."""
         with scope(op, self):
             op.leave_out(self.k_proj.bias)
-            return self.k_proj(op, k, bias=False), self.v_proj(op, v, bias=False)
+            keys = op.Transpose(self._heads_of(op, self.k_proj(op, k, bias=False)), perm=(0, 1, 3, 2))
+            return keys, self._heads_of(op, self.v_proj(op, v, bias=False))
 
     def share_queries(self, op: Ops, q: ir.Value) -> ir.Value:
         """An image's queries (1, T, C), projected for `from_shared` -> (1, T, inner)."""
@@ -236,10 +239,10 @@ class CrossAttention(Attention):
     def to_shared(self, op: Ops, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
         """`to_image` on what `share_keys` made: the tokens of all prompts look as one long sequence."""
         with scope(op, self):
-            channels = self._heads * self._head_dim
-            x = op.reshape(self.q_proj(op, q), (1, -1, channels))
-            x = attend(op, x, k, v, self._heads, self._head_dim)
-            per_prompt = op.Concat(op.Shape(q, start=0, end=2), op.constant(np.array([channels])), axis=0)
+            x = op.reshape(op.Mul(self.q_proj(op, q), self._scale(op)), (1, -1, self._heads * self._head_dim))
+            weights = op.Softmax(op.MatMul(self._heads_of(op, x), k), axis=-1)  # 1 h BN T
+            x = self._joined(op, op.MatMul(weights, v))
+            per_prompt = op.Concat(op.Shape(q, start=0, end=2), op.constant(np.array([-1])), axis=0)
             return project_out(op, op.Reshape(x, per_prompt), self.out_proj, self.v_proj)
 
     def from_shared(self, op: Ops, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
@@ -248,14 +251,15 @@ class CrossAttention(Attention):
         with scope(op, self):
             op.leave_out(self.k_proj.bias)
             k = op.Mul(self.k_proj(op, k, bias=False), self._scale(op))  # B N inner
+            inner = self._heads * self._head_dim
             own = np.repeat(np.eye(self._heads), self._head_dim, axis=1)[:, None]  # h 1 inner
             rows = op.Mul(op.Unsqueeze(k, op.constant(np.array([1]))), op.constant(own))  # B h N inner
-            return self._mix_tokens(op, op.matmul_t(q, self._side_by_side(op, rows)), v)
+            return self._mix_tokens(op, op.matmul_t(q, self._side_by_side(op, rows, inner)), v)
 
     def _mix_tokens(self, op: Ops, scores: ir.Value, v: ir.Value) -> ir.Value:
         """Scores (B, T, hN) and values (B, N, C) of tokens -> what the image gets of them (B, T, C)."""
-        split = op.Concat(op.constant(np.array([0, 0, self._heads])), op.Shape(v, start=1, end=2), axis=0)
-        weights = op.reshape(op.Softmax(op.Reshape(scores, split), axis=-1), (0, 0, -1))  # B T hN
+        parted = op.reshape(scores, (0, 0, self._heads, -1))
+        weights = op.reshape(op.Softmax(parted, axis=-1), (0, 0, -1))  # B T hN
 
         v = self._heads_of(op, self.v_proj(op, v, bias=False))
         rows = op.MatMul(v, op.weight("head_inputs", self.out_proj.weight, heads=self._heads))  # B h N C
@@ -263,7 +267,7 @@ class CrossAttention(Attention):
         # A head's weights sum to one: the bias on the rows of one head spares a pass over the image.
         first = (np.arange(self._heads) == 0).astype(np.float32)[:, None, None]
         rows = op.Add(rows, op.Mul(op.constant(first), bias))
-        return op.MatMul(weights, self._side_by_side(op, rows))
+        return op.MatMul(weights, self._side_by_side(op, rows, self._channels))
 
     def _scale(self, op: Ops) -> ir.Value:
         return op.constant(float(self._head_dim) ** -0.5)
@@ -272,15 +276,14 @@ class CrossAttention(Attention):
         """(B, N, h * d) -> (B, h, N, d)."""
         return op.Transpose(op.reshape(x, (0, 0, self._heads, self._head_dim)), perm=(0, 2, 1, 3))
 
-    def _side_by_side(self, op: Ops, x: ir.Value) -> ir.Value:
-        """(B, h, N, C) -> (B, h * N, C)."""
-        return op.Reshape(
-            x,
-            op.Concat(op.Shape(x, start=0, end=1), op.constant(np.array([-1])), op.Shape(x, start=3), axis=0),
-        )
+    def _joined(self, op: Ops, x: ir.Value) -> ir.Value:
+        """(B, h, N, d) -> (B, N, h * d)."""
+        return op.reshape(op.Transpose(x, perm=(0, 2, 1, 3)), (0, 0, self._heads * self._head_dim))
 
-    def _stacked(self, op: Ops, x: ir.Value) -> ir.Value:
+    def _side_by_side(self, op: Ops, x: ir.Value, channels: int) -> ir.Value:
+        """(B, h, N, C) -> (B, h * N, C)."""
+        return op.reshape(x, (0, -1, channels))
+
+    def _stacked(self, op: Ops, x: ir.Value, channels: int) -> ir.Value:
         """(B, h * N, C) -> (B, h, N, C)."""
-        batch, channels = op.Shape(x, start=0, end=1), op.Shape(x, start=2)
-        shape = op.Concat(batch, op.constant(np.array([self._heads, -1])), channels, axis=0)
-        return op.Reshape(x, shape)
+        return op.reshape(x, (0, self._heads, -1, channels))

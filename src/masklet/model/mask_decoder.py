@@ -78,18 +78,15 @@ class MaskDecoder(nn.Module):
     def forward(  # type: ignore[override]
         self,
         op: Ops,
-        embedding: ir.Value,
+        image: ir.Value,
         finer: FinerFeatures | None,
         sparse: ir.Value,
-        dense: ir.Value,
         image_pe: ir.Value,
         orders: tuple[TokenOrder, ...],
+        shared: SharedImage | None = None,
     ) -> DecodedValues:
-        """`embedding` (1 or B, T, C); `sparse` (B, N, C); `dense` (1 or B, 1 or T, C); `image_pe` (T, C);
-        `finer` where the decoder has `finer_channels`."""
-        image = op.Add(embedding, dense)
-        batch = op.Concat(op.Shape(sparse, start=0, end=1), op.constant(np.array([1, 1])), axis=0)
-        rated = self.rate(op, sparse, op.Expand(image, batch), image_pe)
+        """As `rate`, then `draw`; `finer` where the decoder has `finer_channels`."""
+        rated = self.rate(op, sparse, image, image_pe, shared)
         logits = self.draw(op, rated.tokens, rated.image, orders, finer)
         op.tap("all_masks", logits)
         op.tap("all_ious", rated.iou)

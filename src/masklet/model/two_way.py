@@ -24,11 +24,11 @@ TORCH_EPS = 1e-5
 
 @dataclass(frozen=True)
 class SharedImage:
-    """What the first layer's attention makes of an image that many prompts share: (1, T, C / 2) each."""
+    """What the first layer's attention makes of an image that prompts share."""
 
-    keys: ir.Value
-    values: ir.Value
-    queries: ir.Value
+    keys: ir.Value  # 1 h d T, parted by heads: h * d = C / 2
+    values: ir.Value  # 1 h T d
+    queries: ir.Value  # 1 T C/2
 
 
 class TwoWayAttentionBlock(nn.Module):
@@ -64,9 +64,10 @@ class TwoWayAttentionBlock(nn.Module):
         queries = self.norm1(op, queries)
 
         # Tokens look at the image.
-        q, k = op.Add(queries, query_pe), op.Add(keys, key_pe)
+        q, positioned = op.Add(queries, query_pe), keys
         if shared is None:
-            seen = self.cross_attn_token_to_image.to_image(op, q, k, keys)
+            positioned = op.Add(keys, key_pe)
+            seen = self.cross_attn_token_to_image.to_image(op, q, positioned, keys)
         else:
             seen = self.cross_attn_token_to_image.to_shared(op, q, shared.keys, shared.values)
         queries = self.norm2(op, op.Add(queries, seen))
@@ -75,7 +76,7 @@ class TwoWayAttentionBlock(nn.Module):
         # The image looks at the tokens.
         q = op.Add(queries, query_pe)
         if shared is None:
-            seen = self.cross_attn_image_to_token.from_image(op, k, q, queries)
+            seen = self.cross_attn_image_to_token.from_image(op, positioned, q, queries)
         else:
             seen = self.cross_attn_image_to_token.from_shared(op, shared.queries, q, queries)
         keys = self.norm4(op, op.Add(keys, seen))

@@ -145,6 +145,10 @@ class _Recorder:
         outputs = self._model.features if self.decoding else ()
         return ImageFeatures(size_hw, self._run("encode_image", {"image": image}, outputs))
 
+    def share(self, features: ImageFeatures) -> ImageFeatures:
+        """As it is: the plain graph decodes each prompt as the reference does."""
+        return features
+
     def decode(self, features: ImageFeatures, prompts: Prompts) -> Candidates:
         """As `Model.decode`."""
         points = {"coords": prompts.coords, "labels": prompts.labels}

@@ -152,7 +152,8 @@ class ImagePredictor:
         pixels = read_image(image)
         size = self.model.image_size
         size_hw = (pixels.shape[0], pixels.shape[1])
-        return self.model.encode_image(self._conventions.picture(pixels, size), size_hw)
+        encoded = self.model.encode_image(self._conventions.picture(pixels, size), size_hw)
+        return self.model.share(encoded)
 
     def _only_features(self) -> ImageFeatures:
         if not self._features:

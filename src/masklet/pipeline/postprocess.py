@@ -17,6 +17,10 @@ FILL_MARGIN = 10.0  # logits beyond the threshold that cleaned pixels get, as in
 HOLE_LOGIT = 0.1  # of filled holes in tracked masks, as in the reference
 FILL_HOLE_AREA = 8  # of the holes that tracking fills by default, in low-resolution pixels, as published
 
+_ROUNDING = 1e-6  # of the largest value: 17 roundings, where interpolating makes five
+# How much longer an output takes that is computed alone instead of with all others, and a cell of such.
+_OUTLINE, _CELL = 12, 150
+
 # Elements of one block of rows while resizing: two blocks of float32 stay in a core's cache.
 _BLOCK_ELEMENTS = 1 << 15
 _THREADED_PIXELS = 1 << 18  # of a plane: starting threads takes as long as resizing fewer
@@ -34,30 +38,48 @@ def resize_logits(logits: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     """
     out = np.empty((*logits.shape[:-2], *size_hw), np.float32)
     planes = out.reshape(-1, *size_hw)
-    _resize(logits, size_hw, lambda index, rows, block: np.copyto(planes[index, rows], block))
+    _resize(_planes(logits), size_hw, lambda index, rows, block: np.copyto(planes[index, rows], block))
     return out
 
 
 def resize_and_threshold(logits: np.ndarray, size_hw: tuple[int, int], threshold: float = 0.0) -> np.ndarray:
     """`resize_logits(logits, size_hw) > threshold`, (..., H, W) bool.
 
-    The enlarged logits never exist as a whole: a quarter of the memory, and two to three times as fast.
+    The enlarged logits never exist as a whole: a quarter of the memory, and two to three times as fast; where
+    a mask is smooth, only those at its outline exist at all.
     """
     out = np.empty((*logits.shape[:-2], *size_hw), np.bool_)
-    planes = out.reshape(-1, *size_hw)
-    _resize(logits, size_hw, lambda index, rows, block: np.greater(block, threshold, out=planes[index, rows]))
+    masks = out.reshape(-1, *size_hw)
+    outlines = _Outlines(logits.shape[-2:], size_hw)
+    rough = [
+        (plane, mask)
+        for plane, mask in zip(_planes(logits), masks, strict=True)
+        if not outlines.draw(plane, threshold, mask)
+    ]
+
+    def use(index: int, rows: slice, block: np.ndarray) -> None:
+        np.greater(block, threshold, out=rough[index][1][rows])
+
+    _resize([plane for plane, _ in rough], size_hw, use)
     return out
 
 
+def _planes(logits: np.ndarray) -> np.ndarray:
+    """(..., h, w) as (N, h, w) float32."""
+    return np.asarray(logits, np.float32).reshape(-1, *logits.shape[-2:])
+
+
 def _resize(
-    logits: np.ndarray, size_hw: tuple[int, int], use: Callable[[int, slice, np.ndarray], Any]
+    planes: np.ndarray | list[np.ndarray],
+    size_hw: tuple[int, int],
+    use: Callable[[int, slice, np.ndarray], Any],
 ) -> None:
-    """Resize each plane in blocks of rows: `use` gets the plane's index, the rows and their values, which the
-    next block overwrites. Several large planes are resized at a time, each in a thread of its own (NumPy lets
-    them run)."""
-    height, width = logits.shape[-2:]
-    planes = np.asarray(logits, np.float32).reshape(-1, height, width)
-    resizing = Resizing((height, width), size_hw)
+    """Resize each plane (h, w) in blocks of rows: `use` gets the plane's index, the rows and their values,
+    which the next block overwrites. Several large planes are resized at a time, each in a thread of its own
+    (NumPy lets them run)."""
+    if len(planes) == 0:
+        return
+    resizing = Resizing(planes[0].shape, size_hw)
 
     def plane_blocks(index: int) -> None:
         for rows, block in resizing.blocks(planes[index], (0, 0, size_hw[1], size_hw[0])):
@@ -114,6 +136,80 @@ class Resizing:
             lower[:size] *= bottom_weight[rows, None]
             upper[:size] += lower[:size]
             yield rows, upper[:size]
+
+
+class _Outlines:
+    """Planes of one size (h, w) as masks of another (H, W): arithmetic only along the outlines.
+
+    A cell (i, j) of a plane is its value there and the next neighbours, 2 x 2. What is computed between four
+    values on one side of the threshold, and not all but on it, is on that side as well.
+    """
+
+    def __init__(self, size_in_hw: tuple[int, int], size_hw: tuple[int, int]) -> None:
+        (self._rows, _, *self._vertical), (self._columns, _, *weights) = (
+            _taps(size_in, size) for size_in, size in zip(size_in_hw, size_hw, strict=True)
+        )
+        self._first_row, self._end_row = _outputs(self._rows, size_in_hw[0])
+        first, end = _outputs(self._columns, size_in_hw[1])
+        self._empty_rows, self._empty_columns = self._first_row == self._end_row, first == end
+        # The outputs of each column of cells (w, K); the last one again where they are fewer.
+        span = np.arange(np.max(end - first, initial=0))
+        self._x = np.minimum(first[:, None] + span, np.maximum(end - 1, 0)[:, None])
+        self._left, self._right = (weight[self._x] for weight in weights)
+
+    def draw(self, plane: np.ndarray, threshold: float, mask: np.ndarray) -> bool:
+        """Fill `mask` (H, W) with what `Resizing` makes of a plane (h, w) > threshold; False if so many cells
+        are on both sides that computing all is faster."""
+        if mask.size < 2 * plane.size:
+            return False
+        largest = max(float(plane.max()), -float(plane.min())) + abs(float(threshold))
+        margin = _ROUNDING * largest + np.finfo(np.float32).tiny  # infinite or NaN: then no cell is sure
+        above, below = _whole(plane > threshold + margin), _whole(plane <= threshold - margin)
+        unsure = above == below
+        unsure[self._empty_rows] = unsure[:, self._empty_columns] = False
+        if np.count_nonzero(unsure) > min(plane.size // _OUTLINE, mask.size // _CELL):
+            return False
+        i, j = np.nonzero(unsure)
+        np.take(np.take(above, self._columns, axis=1), self._rows, axis=0, out=mask, mode="clip")
+        self._draw_cells(plane, threshold, i, j, mask)
+        return True
+
+    def _draw_cells(
+        self, plane: np.ndarray, threshold: float, i: np.ndarray, j: np.ndarray, mask: np.ndarray
+    ) -> None:
+        """The outputs in the cells (i, j), a row of each at a time, computed as in `Resizing.blocks`."""
+        below, beside = (np.minimum(at + 1, size - 1) for at, size in zip((i, j), plane.shape, strict=True))
+        left, right = self._left[j], self._right[j]
+        upper = plane[i, j][:, None] * left
+        upper += plane[i, beside][:, None] * right
+        lower = plane[below, j][:, None] * left
+        lower += plane[below, beside][:, None] * right
+        pixels, width = mask.reshape(-1), mask.shape[1]
+        top, bottom = self._vertical
+        y, end = self._first_row[i], self._end_row[i]
+        at = y[:, None] * width + self._x[j]
+        while len(y):
+            values = upper * top[y][:, None]
+            values += lower * bottom[y][:, None]
+            pixels[at] = values > threshold
+            y, at = y + 1, at + width
+            more = np.flatnonzero(y < end)
+            if len(more) < len(y):
+                upper, lower, at, y, end = (array[more] for array in (upper, lower, at, y, end))
+
+
+def _whole(binary: np.ndarray) -> np.ndarray:
+    """Where a cell's four values are True (h, w); the last are their own neighbours."""
+    whole = binary.copy()
+    whole[:-1] &= binary[1:]
+    whole[:, :-1] &= whole[:, 1:]
+    return whole
+
+
+def _outputs(first: np.ndarray, size_in: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each source index, the first and the end of the outputs that have it as their first tap."""
+    sources = np.arange(size_in)
+    return np.searchsorted(first, sources, side="left"), np.searchsorted(first, sources, side="right")
 
 
 def _taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
