@@ -123,6 +123,7 @@ class FileReport:
     image_size: int | None = None  # pixels, the side of the model's own input
     layout: str | None = None  # whose names the tensors have
     abilities: tuple[str, ...] = ()
+    calibrated_on: int | None = None  # pictures, for int8
     problem: str | None = None  # why masklet cannot run it
     listed: tuple[ListedTensor, ...] = ()  # if asked for
 
@@ -205,6 +206,8 @@ def _downloaded(name: str) -> Path:
 
 def _file_report(checkpoint: Checkpoint) -> FileReport:
     """What can be said of any model file."""
+    from masklet.quant.smooth import calibrated_on
+
     tensors = checkpoint.tensors.values()
     return FileReport(
         file=str(checkpoint.path),
@@ -214,6 +217,7 @@ def _file_report(checkpoint: Checkpoint) -> FileReport:
         tensors=len(tensors),
         dtypes=dict(Counter(tensor.dtype for tensor in tensors).most_common()),
         ignored=checkpoint.extra,
+        calibrated_on=calibrated_on(checkpoint.metadata),
     )
 
 
@@ -262,6 +266,7 @@ def _fields(report: FileReport) -> dict[str, str]:
         "dtypes": ", ".join(dtypes),
         "layout": report.layout and LAYOUTS[report.layout],
         "input": report.image_size and f"{report.image_size} x {report.image_size} pixels",
+        "calibrated": report.calibrated_on and f"for int8, on {report.calibrated_on} pictures",
         "can do": "\n".join(report.abilities),
         "ignored": ", ".join(report.ignored),
         "verified": None if report.verified is None else verified,
