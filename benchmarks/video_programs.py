@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
@@ -113,7 +114,8 @@ class PyTorch:
         import torch
 
         torch.set_num_threads(self.subject.threads)
-        predictor = run_edgetam.build(EDGETAM_SIZE)
+        with redirect_stdout(sys.stderr):  # it tells how far it got; stdout is for answers
+            predictor = run_edgetam.build(EDGETAM_SIZE)
         state = torch.load(self.subject.checkpoint, weights_only=True)["model"]
         predictor.load_state_dict(state)
         return predictor

@@ -93,7 +93,7 @@ def test_it_is_what_load_gives(arguments: tuple, tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(tmp_path)
     loaded = masklet.load(*arguments)
     assert (loaded.source, loaded.precision) == (str(registry.BUNDLED.path), "f16")
-    assert repr(loaded).startswith("Model(masklet-nano, 256 px, cpu, ")
+    assert repr(loaded).startswith("Model(masklet-nano, 384 px, cpu, ")
 
 
 def test_no_profile_is_looked_for_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,7 @@ def test_no_profile_is_looked_for_in_the_package(tmp_path: Path, monkeypatch: py
     assert masklet.load(path).image_size == 128
     monkeypatch.setattr(registry, "__file__", str(tmp_path / "registry.py"))
     assert registry.BUNDLED.path == path
-    assert masklet.load().image_size == 256
+    assert masklet.load().image_size == 384
 
 
 # -------------------------------------------------------------------------------------------------- behaviour
