@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from masklet.quant.smooth import Smoothing
 
 WORST = 10
-MOST_PICTURES = 64  # to calibrate on; more would only take longer, as docs/precision.md shows
+MOST_PICTURES = 64  # to calibrate on: largest values settle within a few pictures (benchmarks/LOG.md)
 
 
 def parse_type(text: str) -> str:
