@@ -250,8 +250,8 @@ def load_model(computation: Computation) -> Model:
     path = local_file(computation.model)
     if computation.model is None:
         terminal.note(
-            f"Model: {registry.BUNDLED.name}, a small one for trying out; "
-            f"masklet pull {BETTER} brings a published one."
+            f"Model: {registry.BUNDLED.name}, for trying out and simple scenes; photographs need a published "
+            f"one, such as --model {BETTER}."
         )
     beside = profile_beside(path)
     if computation.profile is None and beside is not None:
