@@ -287,7 +287,7 @@ def test_without_a_model_it_takes_the_one_in_the_package_and_says_so(masklet: Co
     assert json.loads(result.stdout)["model"] == "masklet-nano"
     [note] = result.stderr.splitlines()
     assert note.startswith("Model: masklet-nano, ")
-    assert "masklet pull sam2.1_hiera_tiny" in note
+    assert "--model sam2.1_hiera_tiny" in note
     chosen = masklet("segment", "scene.png", "--point", POINT, "--json", "--model", "masklet-nano")
     assert (chosen.exit_code, chosen.stdout, chosen.stderr) == (0, result.stdout, "")
 
