@@ -8,7 +8,7 @@ full are not timed, each round then times the next frame of every process. Weigh
 (`masklet.testing`), with a bias that keeps every object in sight: time doesn't depend on their values. Needs
 `scripts/bench`'s environment.
 
-    scripts/bench video [--variants tiny base_plus] [--objects 1 2 4] [--rounds N] [--threads N] [--write]
+    scripts/bench video [--variants NAME ...] [--objects 1 2 4] [--rounds N] [--threads N] [--write]
 """
 
 from __future__ import annotations
@@ -21,11 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +35,18 @@ import image  # noqa: E402
 import turns  # noqa: E402
 from flop import MEMORIES, POINTERS  # noqa: E402
 from image import cpu_name, gemm_rate, spread  # noqa: E402
+from video_programs import (  # noqa: E402
+    EDGETAM,
+    EDGETAM_PACKAGES,
+    EDGETAM_SIZE,
+    PROGRAMS,
+    Subject,
+    profile,
+    work,
+)
 
 from masklet import testing  # noqa: E402
 
-PROGRAMS = ("masklet", "pytorch")
 CLIP = (3, (720, 1280))  # seed, (H, W) pixels
 PRESENT = 5.0  # bias of the object score: every object stays in sight
 # Parts of our step, in its order, and what the page calls them: stages, and functions of these modules.
@@ -58,151 +62,6 @@ STAGES = {
     "encode_memory": "encode memory",
     "video_logits": "enlarge the masks",
 }
-FUNCTIONS = {"frame_input": "video_state", "_remembered": "object_track", "video_logits": "video"}
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What every process is given."""
-
-    variant: str
-    checkpoint: Path
-    clip: Path  # a folder of numbered JPEG files
-    points: tuple[tuple[float, float], ...]  # one click (x, y) per object, pixels of the first frame
-    threads: int
-
-
-# -------------------------------------------------------------------------------------- one program's process
-
-
-class Masklet:
-    """masklet's predictor, and what its step is made of."""
-
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
-        self.seconds: Counter[str] = Counter()
-        self.calls: Counter[str] = Counter()
-
-    def versions(self) -> dict[str, str]:
-        return {name: version(name) for name in ("masklet", "onnxruntime", "av")}
-
-    def predictor(self) -> Any:
-        import masklet
-        from masklet.runtime.session import Session
-
-        self._measure(Session, "run", lambda session: session.stage.name)
-        for name, module in FUNCTIONS.items():
-            self._measure(import_module(f"masklet.pipeline.{module}"), name, lambda *_, name=name: name)
-        self.model = masklet.load(self.subject.checkpoint, threads=self.subject.threads)
-        return masklet.VideoPredictor(self.model, fill_hole_area=0)
-
-    def _measure(self, owner: Any, name: str, label: Any) -> None:
-        """Add up the seconds of a function's calls under what `label` makes of its first argument."""
-        original = getattr(owner, name)
-
-        def measured(*args: Any, **kwargs: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return original(*args, **kwargs)
-            finally:
-                self.seconds[label(*args[:1])] += time.perf_counter() - started
-                self.calls[label(*args[:1])] += 1
-
-        setattr(owner, name, measured)
-
-
-class PyTorch:
-    """Meta's SAM2VideoPredictor as its users run it on a CPU."""
-
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
-        self.seconds: Counter[str] = Counter()
-
-    def versions(self) -> dict[str, str]:
-        return {name: version(name) for name in ("torch", "sam2")}
-
-    def predictor(self) -> Any:
-        import reference
-        import torch
-
-        reference.prepare_torchvision()
-        from sam2.build_sam import build_sam2_video_predictor
-
-        torch.set_num_threads(self.subject.threads)
-        predictor = build_sam2_video_predictor(
-            reference.VARIANTS[self.subject.variant].config, self.subject.checkpoint, device="cpu"
-        )
-        predictor.fill_hole_area = 0  # it fills holes on CUDA only, and warns elsewhere
-        return predictor
-
-
-def track(predictor: Any, subject: Subject, objects: int) -> Iterator[np.ndarray]:
-    """Logits (objects, H, W) of each frame. Both programs have the same names."""
-    state = predictor.init_state(str(subject.clip))
-    for index, point_xy in enumerate(subject.points[:objects]):
-        predictor.add_new_points_or_box(
-            state,
-            frame_idx=0,
-            obj_id=index,
-            points=np.array([point_xy], np.float32),
-            labels=np.array([1], np.int32),
-        )
-    for _frame, _ids, logits in predictor.propagate_in_video(state):
-        yield np.asarray(logits)[:, 0]
-
-
-def work(name: str, subject: Subject, objects: int, answer: Path) -> None:
-    """Serve turns on stdin, one JSON line each on stdout: the step's seconds, whole and by stage, and peak
-    memory so far. "answer" writes the logits of the timed frames to a file."""
-    program = {"masklet": Masklet, "pytorch": PyTorch}[name](subject)
-    results: Any = None
-    kept: list[np.ndarray] = []
-    for line in sys.stdin:
-        turn, logits = line.strip(), None
-        program.seconds.clear()
-        started = time.perf_counter()
-        if turn == "prepare":
-            results = track(program.predictor(), subject, objects)
-        elif turn in ("warm", "step"):
-            logits = next(results)
-        seconds = time.perf_counter() - started
-        if turn == "step":
-            kept.append(np.array(logits, np.float32))
-        elif turn == "answer":
-            np.save(answer, np.stack(kept))
-        reply = {"seconds": seconds, "stages": program.seconds}
-        reply |= {"peak": turns.peak_memory(), "versions": program.versions()}
-        print(json.dumps(reply), flush=True)
-
-
-def profile(subject: Subject, frames: int) -> dict[str, Any]:
-    """One step with full memory and one object: FLOP of each of masklet's stages, and for each operator its
-    kernels' microseconds and FLOP. "rate": what the machine's matrix product reaches at that time."""
-    from masklet.runtime import session as sessions
-
-    plain = sessions.session_options
-    program, results = Masklet(subject), None
-    with tempfile.TemporaryDirectory() as folder:
-
-        def profiled(count: int | None) -> Any:
-            options = plain(count)
-            options.enable_profiling = True
-            options.profile_file_prefix = tempfile.mkdtemp(dir=folder) + "/profile"
-            return options
-
-        sessions.session_options = profiled
-        results = track(program.predictor(), subject, 1)
-        for _ in range(frames):
-            next(results)
-        program.calls.clear()
-        next(results)
-        stages, spent, flops = Counter(), Counter(), Counter()
-        for name, session in program.model._sessions.items():
-            for kernel in flop.kernels(Path(session._session.end_profiling()), program.calls[name]):
-                stages[name] += kernel.flop
-                spent[kernel.operator] += kernel.microseconds
-                flops[kernel.operator] += kernel.flop
-    return {"stages": stages, "spent": spent, "flop": flops, "rate": gemm_rate(subject.threads)}
 
 
 # --------------------------------------------------------------------------------------------- the comparison
@@ -281,11 +140,7 @@ def prepare(variant: str, options: argparse.Namespace) -> Subject:
         raise SystemExit(f"the clip has {len(points)} objects; --objects asks for {max(options.objects)}")
     checkpoint = options.folder / f"{variant}-present.pt"
     if not checkpoint.exists():
-        turns.run_apart(
-            "import reference; from pathlib import Path\n"
-            f"model = reference.build({variant!r}, object_score_bias={PRESENT})\n"
-            f"reference.save_pt(model, Path({str(checkpoint)!r}))"
-        )
+        turns.run_apart(_make_edgetam(checkpoint) if variant == EDGETAM else _make_sam2(variant, checkpoint))
     if not clip.exists():
         from PIL import Image
 
@@ -294,6 +149,26 @@ def prepare(variant: str, options: argparse.Namespace) -> Subject:
             Image.fromarray(frame).save(partial / f"{index:05d}.jpg", quality=95)
         partial.rename(clip)
     return Subject(variant, checkpoint, clip, points, options.threads)
+
+
+def _make_sam2(variant: str, checkpoint: Path) -> str:
+    """Code that writes a variant's lively weights."""
+    return (
+        "import reference; from pathlib import Path\n"
+        f"model = reference.build({variant!r}, object_score_bias={PRESENT})\n"
+        f"reference.save_pt(model, Path({str(checkpoint)!r}))"
+    )
+
+
+def _make_edgetam(checkpoint: Path) -> str:
+    """Code that writes EdgeTAM's."""
+    return (
+        f"sys.path.insert(0, {str(EDGETAM_PACKAGES)!r})\n"
+        "import run_edgetam, torch\n"
+        f"run_edgetam.OBJECT_SCORE_BIAS = {PRESENT}\n"
+        f"model = run_edgetam.build({EDGETAM_SIZE})\n"
+        f"torch.save({{'model': model.state_dict()}}, {str(checkpoint)!r})"
+    )
 
 
 # --------------------------------------------------------------------------------------------------- the page
@@ -387,8 +262,6 @@ def operator_table(counted: dict[str, Any]) -> str:
 
 def section(variant: str, options: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
     """One variant's part of the page, and the versions of all programs."""
-    from masklet.families.sam2 import PRESETS
-
     subject = prepare(variant, options)
     trackings, rate = compare(subject, options)
     command = [sys.executable, __file__, "--work", "profile", "--folder", str(options.folder)]
@@ -396,18 +269,15 @@ def section(variant: str, options: argparse.Namespace) -> tuple[list[str], dict[
     command += ["--threads", str(options.threads)]
     counted = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
-    config = PRESETS[variant]
-    ours, theirs = flop.memory_attention(config, folded=True), flop.memory_attention(config, folded=False)
     one = {tracking.program: tracking for tracking in trackings if tracking.objects == min(options.objects)}
     objects = one["masklet"].objects
     shared = counted["stages"].get("encode_image", 0) + counted["stages"].get("begin_frame", 0)
     total = shared + objects * (sum(counted["stages"].values()) - shared)
     floor, step = total / rate, one["masklet"].median
     text = (
-        f"Memory attention with {MEMORIES} memories and {POINTERS} pointers is {theirs / 1e9:.0f} GFLOP as "
-        f"the reference computes it, and {ours / 1e9:.0f} with values and output projection folded. All "
-        f"products of masklet's step for {objects} object{'s' if objects > 1 else ''} are {total / 1e9:.0f} "
-        f"GFLOP. ONNX Runtime's matrix product of {' x '.join(map(str, image.GEMM))} reached "
+        f"{_attention_text(variant)}All products of masklet's step for {objects} "
+        f"object{'s' if objects > 1 else ''} are {total / 1e9:.0f} GFLOP. ONNX Runtime's matrix product of "
+        f"{' x '.join(map(str, image.GEMM))} reached "
         f"{rate / 1e9:.0f} GFLOP/s in the same rounds: at this peak the step would take {floor:.2f} s and be "
         f"{one['pytorch'].median / floor:.2f} times as fast as the reference. masklet takes "
         f"{step / floor:.2f} times this floor. Where a step goes:"
@@ -418,6 +288,19 @@ def section(variant: str, options: argparse.Namespace) -> tuple[list[str], dict[
     parts = [f"## {variant}", table(trackings), text, stage_table(trackings, counted["stages"], rate)]
     parts += [between, operator_table(counted)]
     return parts, trackings[0].versions | trackings[1].versions
+
+
+def _attention_text(variant: str) -> str:
+    """What SAM 2's memory attention needs; nothing is said of EdgeTAM's, whose memories are few tokens."""
+    from masklet.families.sam2 import PRESETS
+
+    if variant == EDGETAM:
+        return ""
+    ours, theirs = (flop.memory_attention(PRESETS[variant], folded=folded) for folded in (True, False))
+    return (
+        f"Memory attention with {MEMORIES} memories and {POINTERS} pointers is {theirs / 1e9:.0f} GFLOP as "
+        f"the reference computes it, and {ours / 1e9:.0f} with values and output projection folded. "
+    )
 
 
 def report(options: argparse.Namespace) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from masklet.errors import MaskletError, ModelNotFoundError
 from masklet.families.table import FAMILIES
-from masklet.registry import HubFile, PublishedModel, find, models
+from masklet.registry import BUNDLED, HubFile, PublishedModel, find, models
 
 SAM2 = [
     f"{stem}_hiera_{size}" for stem in ("sam2.1", "sam2") for size in ("tiny", "small", "base_plus", "large")
@@ -94,14 +94,14 @@ def test_rows_cannot_be_changed() -> None:
 # -------------------------------------------------------------------------------------------------- finding
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*MODELS, pytest.param(BUNDLED, id=BUNDLED.name)])
 def test_every_name_finds_its_row_in_any_case(model: PublishedModel) -> None:
     for word in (model.name, *model.aliases):
         assert find(word) is find(word.upper()) is find(f" {word}\n") is model
 
 
 def test_no_two_models_share_a_name() -> None:
-    words = [word.lower() for model in models() for word in (model.name, *model.aliases)]
+    words = [word.lower() for model in (BUNDLED, *models()) for word in (model.name, *model.aliases)]
     assert sorted(words) == sorted(set(words))
 
 
@@ -134,6 +134,7 @@ def test_names_as_people_write_them(word: str, name: str) -> None:
         ("facebook/sam2.1-hiera-larg", "sam2.1_hiera_large"),
         ("sam2.1_hiera_baseplus", "sam2.1_hiera_base_plus"),
         ("sam2-hiera-tny", "sam2_hiera_tiny"),
+        ("masklet-nanno", "masklet-nano"),
     ],
 )
 def test_a_slip_is_answered_with_the_closest_name(word: str, name: str) -> None:
@@ -147,7 +148,7 @@ def test_an_unknown_name_is_answered_with_all_names(word: str) -> None:
     with pytest.raises(ModelNotFoundError) as caught:
         find(word)
     message = str(caught.value)
-    assert all(name in message for name in NAMES)
+    assert all(name in message for name in (BUNDLED.name, *NAMES))
     assert "Did you mean" not in message
     assert isinstance(caught.value, MaskletError)
     assert isinstance(caught.value, LookupError)

@@ -166,7 +166,7 @@ def may_import(layer: str) -> set[str]:
         "rle": {"errors"},
         "types": {"errors", "rle"},
         "registry": {"errors", "types"},
-        "testing": below["runtime"],
+        "testing": {*below["runtime"], "testing"},
         "apps": {*below["apps"], "testing", "masklet"},
         "__init__": {*below["apps"], "testing"},
         "__main__": {"apps"},

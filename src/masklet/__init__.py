@@ -2,7 +2,7 @@
 
     import masklet
 
-    predictor = masklet.ImagePredictor(masklet.load("sam2.1_hiera_tiny"))
+    predictor = masklet.ImagePredictor(masklet.load())  # or load("sam2.1_hiera_tiny")
     predictor.set_image("photo.jpg")
     masks, scores, low_res = predictor.predict(point_coords=[[500, 375]], point_labels=[1])
 

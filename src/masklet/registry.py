@@ -1,7 +1,8 @@
-"""The published checkpoints: names, addresses, sizes, hashes, licences.
+"""The models that have a name: one that comes with the package, and the published checkpoints with their
+addresses, sizes, hashes, licences.
 
-In: a name as people write it. Out: a `PublishedModel`, which says where its file is and what it must be.
-Knows nothing about networks and downloads, and never looks at the file system.
+In: a name as people write it. Out: the `BundledModel`, or a `PublishedModel`, which says where its file is
+and what it must be. Knows nothing about networks and downloads.
 
 Where the numbers come from. Meta publishes no checksums. Byte sizes and SHA-256 are those that public
 projects pin to guard their own downloads: installers, container recipes, model manifests, a 3D Slicer
@@ -19,10 +20,35 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 
 from masklet.errors import ModelNotFoundError
 
 _PUBLISHER = "https://dl.fbaipublicfiles.com"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundledModel:
+    """A model whose file is part of the package: it is always there, and never downloaded."""
+
+    name: str
+    aliases: tuple[str, ...]
+    family: str
+    version: str
+    preset: str  # of the family's table of configurations
+    parameters: int
+    licence: str  # SPDX
+    filename: str
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return Path(__file__).parent / "weights" / self.filename
+
+    @property
+    def size_bytes(self) -> int:
+        """Asked of the file, so that new weights need no new number here."""
+        return self.path.stat().st_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +102,8 @@ def models() -> tuple[PublishedModel, ...]:
     return _MODELS
 
 
-def find(name: str) -> PublishedModel:
-    """The published model that `name` means: a model's, file's or repository's name, or a short form of it.
+def find(name: str) -> BundledModel | PublishedModel:
+    """The model that `name` means: a model's, file's or repository's name, or a short form of it.
 
     Case doesn't matter. Raises ModelNotFoundError, with the closest names.
     """
@@ -89,8 +115,8 @@ def find(name: str) -> PublishedModel:
     suggestions = list(dict.fromkeys(_BY_NAME[match].name for match in close))[:3]
     hint = f"Did you mean {' or '.join(suggestions)}? " if suggestions else ""
     raise ModelNotFoundError(
-        f"There is no published model {name!r}. {hint}"
-        f"Published are {', '.join(model.name for model in _MODELS)}. "
+        f"There is no model {name!r}. {hint}In the package is {BUNDLED.name}, "
+        f"published are {', '.join(model.name for model in _MODELS)}. "
         "A file of your own is given by its path."
     )
 
@@ -168,6 +194,18 @@ def _sam1(
         twin=None,
     )
 
+
+# What `masklet.load` gives without a name, and commands without --model.
+BUNDLED = BundledModel(
+    name="masklet-nano",
+    aliases=("masklet_nano", "nano"),
+    family="sam2",
+    version="2.1",
+    preset="masklet-nano",
+    parameters=4_978_690,
+    licence="MIT",
+    filename="nano.safetensors",
+)
 
 # The twins of 2.0 and of SAM exist too; their sizes and hashes could not be established. `more` are the names
 # of Meta's configuration files. A family that is added later brings its own function beside `_sam2` and its
@@ -282,4 +320,4 @@ _MODELS: tuple[PublishedModel, ...] = (
         twin=None,
     ),
 )
-_BY_NAME = {word.lower(): model for model in _MODELS for word in (model.name, *model.aliases)}
+_BY_NAME = {word.lower(): model for model in (BUNDLED, *_MODELS) for word in (model.name, *model.aliases)}

@@ -55,18 +55,22 @@ def test_models_lists_the_registry(masklet: Command) -> None:
     assert result.exit_code == 0
     header, *lines = result.stdout.splitlines()
     assert header.split() == ["name", "parameters", "download", "licence", "downloaded"]
-    assert [line.split()[0] for line in lines] == [model.name for model in registry.models()]
-    assert lines[0].split() == [SMALL, "39", "M", "156.0", "MB", "Apache-2.0", "no"]
+    names = [registry.BUNDLED.name, *(model.name for model in registry.models())]
+    assert [line.split()[0] for line in lines] == names
+    assert lines[0].split() == ["masklet-nano", "5", "M", "10.0", "MB", "MIT", "in", "the", "package"]
+    assert lines[1].split() == [SMALL, "39", "M", "156.0", "MB", "Apache-2.0", "no"]
 
 
 def test_models_json(masklet: Command, hub: Path, published: PublishedModel, tiny_checkpoint: Path) -> None:
-    [model] = json.loads(masklet("models", "--json").stdout)["models"]
+    bundled, model = json.loads(masklet("models", "--json").stdout)["models"]
+    assert (bundled["name"], bundled["url"], bundled["sha256"]) == ("masklet-nano", None, None)
+    assert Path(bundled["path"]).stat().st_size == bundled["bytes"]
     assert model["name"] == SMALL
     assert model["path"] is None
     path = put_into_cache(hub, published, tiny_checkpoint)
-    [model] = json.loads(masklet("models", "--json").stdout)["models"]
+    _, model = json.loads(masklet("models", "--json").stdout)["models"]
     assert model["path"] == str(path)
-    assert masklet("models").stdout.splitlines()[1].split()[-1] == "yes"
+    assert masklet("models").stdout.splitlines()[2].split()[-1] == "yes"
 
 
 @pytest.mark.usefixtures("hub", "published")
@@ -95,6 +99,13 @@ def test_pull_verifies_what_is_there(
     result = masklet("pull", SMALL)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "SHA-256" in result.stderr
+
+
+@pytest.mark.usefixtures("hub")
+def test_the_model_in_the_package_is_pulled_by_doing_nothing(masklet: Command) -> None:
+    result = masklet("pull", "masklet-nano")
+    assert (result.exit_code, result.stdout) == (0, f"{registry.BUNDLED.path}\n")
+    assert result.stderr == "masklet-nano is here already: it is part of the package.\n"
 
 
 @pytest.mark.usefixtures("hub")
@@ -175,6 +186,12 @@ def test_info_by_name(masklet: Command, hub: Path, published: PublishedModel, ti
     assert result.stderr == f"error: {SMALL} is not downloaded yet; run: masklet pull {SMALL}\n"
     path = put_into_cache(hub, published, tiny_checkpoint)
     assert json.loads(masklet("info", SMALL, "--json").stdout)["file"] == str(path)
+
+
+def test_info_of_the_model_in_the_package(masklet: Command) -> None:
+    document = json.loads(masklet("info", "masklet-nano", "--json").stdout)
+    assert document["file"] == str(registry.BUNDLED.path)
+    assert (document["model"], document["parameters"]) == ("masklet-nano", registry.BUNDLED.parameters)
 
 
 def test_info_of_what_cannot_run_says_what_is_there_and_why(masklet: Command, tmp_path: Path) -> None:

@@ -137,3 +137,81 @@ def test_other_gguf_files_are_refused(masklet: Command, here: Path) -> None:
         result = masklet(*command)
         assert result.exit_code == 1
         assert "another architecture ('llama')" in result.stderr
+
+
+# ------------------------------------------------------------------------------------------------ calibration
+
+
+@pytest.fixture
+def pictures(here: Path) -> Path:
+    """A folder with two pictures, and what else is found in such folders."""
+    folder = here / "pictures"
+    folder.mkdir()
+    for seed, suffix in enumerate(("png", "jpg")):
+        Image.fromarray(testing.synthetic_scene(seed, (48, 64)).image).save(folder / f"{seed}.{suffix}")
+    (folder / "notes.txt").write_text("none")
+    (folder / ".hidden.png").write_text("none")
+    return folder
+
+
+def test_calibration(masklet: Command, here: Path, pictures: Path) -> None:
+    arguments = ("--type", "f16", "--calibrate", "pictures")
+    result = masklet("quantize", "tiny.safetensors", "out.safetensors", *arguments)
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = result.stdout.splitlines()
+    assert "calibrated  on 2 pictures; 12 norms and what follows them are smoothed" in lines
+    assert "calibrated  for int8, on 2 pictures" in masklet("info", "out.safetensors").stdout.splitlines()
+    assert "calibrated" not in masklet("info", "tiny.safetensors").stdout
+    again = masklet("quantize", "tiny.safetensors", "again.safetensors", *arguments, "--json")
+    assert json.loads(again.stdout)["calibrated_on"] == 2
+    assert (here / "again.safetensors").read_bytes() == (here / "out.safetensors").read_bytes()
+    Image.fromarray(testing.synthetic_scene(seed=3, size_hw=(48, 64)).image).save("scene.png")
+    for precision in ("f32", "int8"):
+        run = ("--model", "out.safetensors", "--image-size", 64, "--precision", precision)
+        assert masklet("segment", "scene.png", "--point", "30,20", *run).exit_code == 0
+
+
+def test_of_many_pictures_some_are_taken(
+    masklet: Command, here: Path, pictures: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("masklet.apps.quantize.MOST_PICTURES", 3)
+    for number in range(10, 15):
+        shutil.copy(pictures / "0.png", pictures / f"{number}.png")
+    seen: list[str] = []
+    monkeypatch.setattr(
+        "masklet.pipeline.calibrate.read_image",
+        lambda path: seen.append(Path(path).name) or testing.synthetic_scene(0, (48, 64)).image,
+    )
+    masklet("quantize", "tiny.safetensors", "out.gguf", "--type", "q8_0", "--calibrate", "pictures")
+    assert seen == ["0.png", "10.png", "12.png"]  # of 0, 1, 10, 11, 12, 13, 14
+
+
+def test_the_profile_does_not_say_where_to_calibrate(masklet: Command, here: Path, pictures: Path) -> None:
+    (here / "masklet.toml").write_text('precision = "int8"\n')
+    arguments = ("--type", "f16", "--calibrate", "pictures")
+    masklet("quantize", "tiny.safetensors", "profile.gguf", *arguments)
+    (here / "masklet.toml").unlink()
+    masklet("quantize", "tiny.safetensors", "none.gguf", *arguments)
+    assert (here / "profile.gguf").read_bytes() == (here / "none.gguf").read_bytes()
+
+
+def test_what_cannot_be_calibrated(masklet: Command, here: Path, plain: Callable[[str], str]) -> None:
+    (here / "empty").mkdir()
+    (here / "broken").mkdir()
+    (here / "broken" / "a.png").write_bytes(b"no picture")
+    testing.write_stand_in("edgetam.safetensors", testing.tiny_edgetam_config())
+    (here / "good").mkdir()
+    Image.fromarray(testing.synthetic_scene(0, (48, 64)).image).save("good/a.png")
+    for model, folder, message in (
+        ("tiny", "empty", "There are no pictures in the folder 'empty' (0 other files and folders)"),
+        ("tiny", "missing", "Cannot read the folder 'missing': No such file or directory"),
+        ("tiny", "tiny.safetensors", "Cannot read the folder 'tiny.safetensors': Not a directory"),
+        ("tiny", "broken", "a.png"),
+        ("edgetam", "good", "there is nothing to calibrate. int8 takes it as it is"),
+    ):
+        result = masklet(
+            "quantize", f"{model}.safetensors", "out.gguf", "--type", "f16", "--calibrate", folder
+        )
+        assert result.exit_code == 1
+        assert message in plain(result.stderr)
+        assert not (here / "out.gguf").exists()

@@ -274,10 +274,29 @@ def test_a_model_that_is_not_there_and_cannot_be_downloaded(
     masklet: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    result = masklet("segment", "scene.png", "--point", POINT)
+    result = masklet("segment", "scene.png", "--point", POINT, "--model", "sam2.1_hiera_tiny")
     assert result.exit_code == 1
     assert "masklet pull sam2.1_hiera_tiny" in result.stderr
     assert os.listdir() == ["scene.png"]
+
+
+@pytest.mark.usefixtures("workplace")
+def test_without_a_model_it_takes_the_one_in_the_package_and_says_so(masklet: Command) -> None:
+    result = masklet("segment", "scene.png", "--point", POINT, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["model"] == "masklet-nano"
+    [note] = result.stderr.splitlines()
+    assert note.startswith("Model: masklet-nano, ")
+    assert "--model sam2.1_hiera_tiny" in note
+    chosen = masklet("segment", "scene.png", "--point", POINT, "--json", "--model", "masklet-nano")
+    assert (chosen.exit_code, chosen.stdout, chosen.stderr) == (0, result.stdout, "")
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_folder_of_that_name_is_not_taken_for_the_model(masklet: Command) -> None:
+    """Where masklet-nano's own files are kept in a folder of its name, a command without --model works."""
+    os.mkdir("masklet-nano")
+    assert masklet("segment", "scene.png", "--point", POINT, "--json").exit_code == 0
 
 
 @pytest.mark.usefixtures("workplace")

@@ -137,3 +137,12 @@ def test_what_cannot_be_written_is_said_before_the_work(
     assert "nowhere' does not exist" in result.stderr
     assert "Timing" not in result.stderr
     assert masklet("bench", model, "--overwrite").exit_code == 2
+
+
+def test_for_the_model_in_the_package_a_profile_must_be_named(masklet: Command, tmp_path: Path) -> None:
+    result = masklet("bench", "masklet-nano", "--tune")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "give --profile FILE" in result.stderr
+    arguments = ("--precision", "f16", "--threads", "1", "--repeats", "1", "--profile", tmp_path / "a.toml")
+    assert masklet("bench", "masklet-nano", "--tune", *arguments).exit_code == 0
+    assert read_toml(tmp_path / "a.toml")["precision"] == "f16"

@@ -101,8 +101,9 @@ def in_raster(tokens, slots):
     return result
 
 
-def attended(version, size, dialect, counts):
-    """The embedding, in raster order, of a frame for B objects with F memories and P pointers each."""
+def attended(version, size, dialect, counts, session=None):
+    """The embedding, in raster order, of a frame for B objects with F memories and P pointers each; `session`
+    takes the place of the dialect's own."""
     batch, memories, pointers = counts
     config = testing.tiny_config(version, size)
     frame, slots = begun(version, size, dialect)
@@ -116,7 +117,8 @@ def attended(version, size, dialect, counts):
     }
     if version == "2.0":
         del feeds["distances"]
-    embedding = video_sessions(version, size, dialect)["attend_memory"].run(feeds)["embedding"].numpy()
+    session = session or video_sessions(version, size, dialect)["attend_memory"]
+    embedding = session.run(feeds)["embedding"].numpy()
     return in_raster(embedding, slots)
 
 
@@ -141,6 +143,18 @@ def test_memory_attention_agrees(version, size, counts):
     plain = attended(version, size, "plain", counts)
     for dialect in ("portable", "fused"):
         assert_close(attended(version, size, dialect, counts), plain, f"{dialect} {counts}")
+
+
+@pytest.mark.parametrize("by_rows", [True, False])
+def test_wide_heads_agree_whatever_the_cache(by_rows):
+    """The default follows this machine's cache, so each way is asked for."""
+    config, counts = testing.tiny_config("2.1", 320), (2, 3, 2)
+    stage = write_stage(config, "attend_memory", 320, "fused", by_rows=by_rows)
+    assert (b"MultiHeadAttention" in stage.onnx) != by_rows
+    weights = testing.lively_weights(stage.tensors)
+    session = Session(stage, weights.__getitem__, find_device("cpu"), 1)
+    plain = attended("2.1", 320, "plain", counts)
+    assert_close(attended("2.1", 320, "fused", counts, session), plain, f"by rows: {by_rows}")
 
 
 def test_memory_attention_looks_at_all_that_it_is_given():

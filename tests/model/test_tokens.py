@@ -66,3 +66,17 @@ def test_large_needs_no_rearrangement_at_its_own_size():
 def test_contiguous_says_no():
     assert not tokens.contiguous(tokens.raster(8, 8), 4)
     assert not tokens.contiguous(tokens.raster(8, 8), 3)
+
+
+def test_windows_with_equally_many_tokens_come_together():
+    order = tokens.windows(4, 5, 3, in_cells=False)  # 2 x 2 windows: of 3 x 3, 3 x 2, 1 x 3, 1 x 2 tokens
+    parts = tokens.equal_windows(order, 9)
+    assert [count for _, count in parts] == [9, 6, 3, 2]
+    assert [part.slots.tolist() for part, _ in parts] == [
+        [0, 1, 2, 5, 6, 7, 10, 11, 12],
+        [3, 4, 8, 9, 13, 14],
+        [15, 16, 17],
+        [18, 19],
+    ]
+    square = tokens.equal_windows(tokens.windows(4, 4, 3, in_cells=False), 9)
+    assert [(len(part.slots) // count, count) for part, count in square] == [(1, 9), (2, 3), (1, 1)]

@@ -18,6 +18,9 @@ from scenes import Scenes
 
 OBJECTS = 4  # prompted in a picture
 CLIP_OBJECTS = 3  # in a clip, at most
+MOST_STEP = 3  # from one frame of a training clip to the next, in frames of the scene
+CUT_SHARE, LEAST_CUT = 0.3, 4  # clips with another scene in between, and the fewest frames of one
+OTHER_SCENE = 1024  # from a clip's number to that of the scene in between
 
 
 @dataclass(frozen=True)
@@ -75,11 +78,9 @@ def clip_batch(source: Source, first: int, count: int, frames: int) -> ClipBatch
     scenes, exact = _scenes(source), source.split != "train"
     images, owners, covers, firsts, clicks, boxes = [], [], [], [], [], []
     for number, index in enumerate(range(first, first + count)):
-        clip = scenes.clip(index, frames)
-        start = _start(clip.masks)
-        pictures, masks = np.roll(clip.images, -start, axis=0), np.roll(clip.masks, -start, axis=0)
-        images.append(pictures)
         rng = np.random.default_rng([source.seed, 1, index])
+        pictures, masks = _shown(scenes, index, frames) if exact else _eventful(scenes, index, frames, rng)
+        images.append(pictures)
         for chosen in dict.fromkeys(pick(masks[0], CLIP_OBJECTS, source.least, rng).tolist()):
             mask = masks[0, chosen]
             owners.append(number)
@@ -95,6 +96,31 @@ def clip_batch(source: Source, first: int, count: int, frames: int) -> ClipBatch
         np.stack(clicks),
         np.stack(boxes),
     )
+
+
+def _shown(scenes: Scenes, index: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """A clip (F, S, S, 3) and its masks (F, N, S, S), from a frame on that shows an object."""
+    clip = scenes.clip(index, frames)
+    start = _start(clip.masks)
+    return np.roll(clip.images, -start, axis=0), np.roll(clip.masks, -start, axis=0)
+
+
+def _eventful(
+    scenes: Scenes, index: int, frames: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """`_shown` for training: every first, second or third frame, and sometimes another scene in between.
+
+    As scenes come, objects are out of sight in one frame of a hundred: too few to learn to say so.
+    """
+    step = int(rng.integers(1, MOST_STEP + 1))
+    images, masks = _shown(scenes, index, step * frames)
+    images, masks = images[::step].copy(), masks[::step].copy()
+    if frames >= LEAST_CUT and rng.random() < CUT_SHARE:
+        start = int(rng.integers(2, frames - 1))
+        cut = slice(start, min(start + int(rng.integers(1, 4)), frames))
+        images[cut] = _shown(scenes, index + OTHER_SCENE, cut.stop - cut.start)[0]
+        masks[cut] = False
+    return images, masks
 
 
 def _start(masks: np.ndarray) -> int:

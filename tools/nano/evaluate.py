@@ -1,10 +1,11 @@
 """Measure a model on held-out pictures and clips, none of whose sprites, photographs or shapes were trained
 on.
 
-    python tools/nano/evaluate.py DATA --model FILE [-o REPORT.json] [--pictures FOLDER]
+    python tools/nano/evaluate.py DATA [--model FILE] [-o REPORT.json] [--pictures FOLDER]
 
-In: the folder of `gather.py` and any model that masklet loads. Out: a report, and a table on
-stdout. Runs through masklet alone, without torch.
+In: the folder of `gather.py` and any model that masklet loads. Out: a report, and tables on stdout: masks of
+clicks and boxes, the calibration of predicted IoU, what happens without a prompt and where nothing is, clips
+by number of objects and length. Runs through masklet alone, without torch.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,14 @@ from masklet.io.overlay import draw_overlay
 
 CLICKS = 5
 BACKGROUND_CLICKS = 2  # a picture
-CLIPS = {"1 object": (1, 24), "2 objects": (2, 24), "3 objects": (3, 24), "2 objects, 60 frames": (2, 60)}
+CLIPS = {  # name -> objects, frames
+    "1 object, 24 frames": (1, 24),
+    "2 objects, 24 frames": (2, 24),
+    "3 objects, 24 frames": (3, 24),
+    "1 object, 60 frames": (1, 60),
+    "2 objects, 60 frames": (2, 60),
+    "3 objects, 60 frames": (3, 60),
+}
 SHOWN = 12  # best and worst answers that are drawn
 
 
@@ -33,7 +42,8 @@ def main() -> None:
     """Parse arguments, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path, help="the folder that gather.py made")
-    parser.add_argument("--model", required=True, help="a model file or published name")
+    parser.add_argument("--model", help="a model file or published name (default: the one in the package)")
+    parser.add_argument("--precision", help="what is computed with, as in masklet.load")
     parser.add_argument("--stills", type=int, default=300, help="pictures")
     parser.add_argument("--clips", type=int, default=12, help="clips of each kind")
     parser.add_argument("--side", type=int, default=384, help="side of the pictures in pixels")
@@ -43,10 +53,16 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, help="a folder for the best and worst one-click masks")
     args = parser.parse_args()
 
-    model = masklet.load(args.model, image_size=args.image_size)
+    model = masklet.load(args.model, image_size=args.image_size, precision=args.precision)
     scenes = Scenes(args.data, split="held", size=args.side, seed=args.seed)
-    report: dict[str, Any] = {"image_size": model.image_size, "side": args.side, "seed": args.seed}
+    report: dict[str, Any] = {
+        "image_size": model.image_size,
+        "precision": model.precision,
+        "side": args.side,
+        "seed": args.seed,
+    }
     report["stills"], shown = stills(model, scenes, args.stills)
+    report["nothing"] = nothing(model, scenes, args.stills)
     report["clips"] = {
         kind: clips(model, scenes, args.clips, objects, frames) for kind, (objects, frames) in CLIPS.items()
     }
@@ -61,10 +77,9 @@ def main() -> None:
 
 
 def stills(model: masklet.Model, scenes: Any, count: int) -> tuple[dict[str, Any], list[tuple]]:
-    """All objects of `count` pictures: clicks, boxes, predicted IoU, clicks on nothing."""
+    """All objects of `count` pictures: clicks, boxes, predicted IoU."""
     predictor, tally = masklet.ImagePredictor(model), Tally()
     predicted, actual, shown = [], [], []
-    rng = np.random.default_rng(0)
     for index in range(count):
         still = scenes.still(index)
         predictor.set_image(still.image)
@@ -77,10 +92,6 @@ def stills(model: masklet.Model, scenes: Any, count: int) -> tuple[dict[str, Any
                     shown.append((actual[-1], still.image, mask, deepest(truth)))
             masks, _, _ = predictor.predict(box=bounding_box(truth), multimask_output=False)
             tally.add("box", iou(masks[0] > 0, truth))
-        for x, y in background(still.masks, rng):
-            masks, scores, _ = predictor.predict([[x, y]], [1])
-            tally.add("predicted IoU on background", scores.max())
-            tally.add("share of the picture on background", np.mean(masks[scores.argmax()]))
         progress(f"pictures {index + 1}/{count}")
     shown.sort(key=lambda entry: entry[0])
     return {
@@ -92,7 +103,7 @@ def stills(model: masklet.Model, scenes: Any, count: int) -> tuple[dict[str, Any
     }, shown
 
 
-def clicked(predictor: masklet.ImagePredictor, truth: np.ndarray):
+def clicked(predictor: masklet.ImagePredictor, truth: np.ndarray) -> Iterator[tuple[int, np.ndarray, float]]:
     """Yields (clicks, mask, predicted IoU) after 1 to `CLICKS` clicks, each in the middle of the largest
     error; the first answer is the best of three by its predicted IoU."""
     points: list[tuple[int, int]] = [deepest(truth)]
@@ -107,6 +118,29 @@ def clicked(predictor: masklet.ImagePredictor, truth: np.ndarray):
         x, y, label = next_click(truth, mask)
         points.append((x, y))
         labels.append(label)
+
+
+def nothing(model: masklet.Model, scenes: Any, count: int) -> dict[str, dict[str, float]]:
+    """What a model makes of pictures without a prompt, and of a click where no object is; for comparison of a
+    click on an object. The object score is a stream's: a `Tracker` gives it."""
+    predictor, rng = masklet.ImagePredictor(model), np.random.default_rng(0)
+    tallies = {"no prompt": Tally(), "click on background": Tally(), "click on an object": Tally()}
+    for index in range(count):
+        still = scenes.still(index)
+        predictor.set_image(still.image)
+        masks, scores, _ = predictor.predict(multimask_output=False)
+        tallies["no prompt"].add("share of the picture", np.mean(masks[0]))
+        tallies["no prompt"].add("predicted IoU", scores[0])
+        tracker = masklet.Tracker(model)
+        tracker.push(still.image)
+        places = [("click on background", place) for place in background(still.masks, rng)]
+        for name, place in [*places, ("click on an object", deepest(still.masks[0]))]:
+            (one,) = tracker.add_points_or_box(1, points=[place], labels=[1]).objects
+            tallies[name].add("share of the picture", np.mean(one.mask))
+            tallies[name].add("predicted IoU", one.predicted_iou)
+            tallies[name].add("called absent", one.object_score <= 0)
+        progress(f"clicks on nothing {index + 1}/{count}")
+    return {name: tally.means() for name, tally in tallies.items()}
 
 
 def background(masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -166,12 +200,26 @@ def table(report: dict[str, Any]) -> str:
     lines += ["", f"Predicted IoU is off by {still['predicted IoU, mean error']:.3f} on average.", ""]
     lines += ["| predicted | actual | masks |", "|---|---|---|"]
     lines += [f"| {p:.2f} | {a:.2f} | {n} |" for p, a, n in still["calibration"]]
+    lines += [
+        "",
+        "| without an object | share of the picture | predicted IoU | called absent |",
+        "|---|---|---|---|",
+    ]
+    for name, row in report["nothing"].items():
+        lines.append(
+            f"| {name} | {numbers(row, ('share of the picture', 'predicted IoU', 'called absent'))} |"
+        )
     lines += ["", "| clips | J&F | J | F | J where seen | told seen | told hidden |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for kind, row in report["clips"].items():
-        numbers = [row.get(k) for k in ("J&F", "J", "F", "J where seen", "told seen", "told hidden")]
-        lines.append(f"| {kind} | " + " | ".join("-" if n is None else f"{n:.3f}" for n in numbers) + " |")
+        names = ("J&F", "J", "F", "J where seen", "told seen", "told hidden")
+        lines.append(f"| {kind} | {numbers(row, names)} |")
     return "\n".join(lines)
+
+
+def numbers(row: dict[str, float], names: Sequence[str]) -> str:
+    """Cells of a table; a dash where nothing was measured."""
+    return " | ".join("-" if row.get(name) is None else f"{row[name]:.3f}" for name in names)
 
 
 def save_pictures(shown: list[tuple], folder: Path) -> None:

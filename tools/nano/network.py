@@ -19,8 +19,7 @@ from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam.transformer import RoPEAttention, TwoWayTransformer
 from sam2.modeling.sam2_base import SAM2Base
 
-from masklet.families.sam2 import Sam2Config
-from masklet.model.config import HieraConfig
+from masklet.families.sam2 import PRESETS, Sam2Config
 
 EMBEDDING_STRIDE = 16  # pixels per token of the image embedding
 LAYER_SCALE = 1e-2  # of the fuser at the start; published is 1e-6, which a short training never leaves
@@ -47,24 +46,7 @@ LABEL_SPREAD = 0.1  # of labels' embeddings at the start: large ones would hide 
 MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1, as published
 STD = (0.229, 0.224, 0.225)
 
-# Windows divide every grid of a 256 and a 384 pixel input, so that nothing is padded there.
-NANO_TRUNK = HieraConfig(
-    embed_dim=32,
-    num_heads=1,
-    stages=(1, 2, 7, 2),
-    global_att_blocks=(5, 7, 9),
-    window_spec=(8, 4, 8, 4),
-    window_pos_embed_bkg_spatial_size=(8, 8),
-)
-NANO = Sam2Config(
-    version="2.1",
-    trunk=NANO_TRUNK,
-    d_model=128,
-    memory_dim=64,
-    mlp_dim=512,
-    memory_layers=2,
-    image_size=384,
-)
+NANO = PRESETS["masklet-nano"]
 
 
 def build(config: Sam2Config, size: int) -> SAM2Base:

@@ -36,7 +36,7 @@ FROM_SCRATCH = (
     Phase(1.00, small=False, clips=0.35, least=LEAST, plain=0.05, likeness=0.1),
 )
 FURTHER = (
-    Phase(0.50, small=True, clips=0.3, least=0.003, plain=0.05, likeness=0.2),
+    Phase(0.65, small=True, clips=0.3, least=0.003, plain=0.05, likeness=0.2),
     Phase(1.00, small=False, clips=0.35, least=LEAST, plain=0.05, likeness=0.1),
 )
 

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from amx import use_tiles
 from batches import ClipBatch, Source, StillBatch, clip_batch, still_batch
 from losses import Losses
 from network import NANO, build, parameter_count, set_size
@@ -344,10 +345,13 @@ def process(rank: int, options: argparse.Namespace, address: str) -> None:
     """One of the processes that average their gradients."""
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)  # they are many times slower on a CPU
+    tiles = options.device == "cpu" and use_tiles()
     if options.processes > 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         dist.init_process_group("gloo", init_method=address, rank=rank, world_size=options.processes)
     trainer = Trainer(options, rank, options.processes, torch.device(options.device))
+    if tiles:
+        trainer.log("matrix products in bfloat16, on the CPU's tiles")
 
     def stop(*_: object) -> None:
         trainer.stopping = rank == 0  # the others are told

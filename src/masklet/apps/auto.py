@@ -127,7 +127,7 @@ def auto(
     max_masks: MaxMasks = None,
     tile: Tile = None,
     overlap: Overlap = 128,
-    model: options.ModelOption = options.DEFAULT_MODEL,
+    model: options.ModelOption = None,
     device: options.Device = None,
     threads: options.Threads = None,
     precision: options.Precision = None,

@@ -16,12 +16,14 @@ import typer
 
 from masklet.apps import options, terminal
 from masklet.errors import MaskletError, ModelNotFoundError
+from masklet.registry import BundledModel
 
 if TYPE_CHECKING:
     from masklet.io.checkpoints import Checkpoint
     from masklet.registry import PublishedModel
 
 PICTURES = "pictures: points, a box or a mask as prompts; one mask or three candidates"
+IN_PACKAGE = "in the package"
 VIDEO = "video: objects followed through all frames"
 FILE_SUFFIXES = (".pt", ".pth", ".safetensors", ".gguf", ".ggml")
 LAYOUTS = {
@@ -35,13 +37,13 @@ LAYOUTS = {
 
 
 def models(json: options.Json = False) -> None:
-    """List the published models."""
+    """List the model in the package, and the published ones."""
     from masklet import registry
     from masklet.io import hub
 
-    listed = [(model, hub.cached(model)) for model in registry.models()]
+    listed = [(model, hub.cached(model)) for model in (registry.BUNDLED, *registry.models())]
     if json:
-        terminal.write_json({"models": [_published(model, path) for model, path in listed]})
+        terminal.write_json({"models": [_listed_model(model, path) for model, path in listed]})
         return
     rows = [
         (
@@ -49,14 +51,16 @@ def models(json: options.Json = False) -> None:
             f"{model.parameters / 1e6:.0f} M",
             terminal.human_size(model.size_bytes),
             model.licence,
-            "no" if path is None else "yes",
+            IN_PACKAGE if model is registry.BUNDLED else "no" if path is None else "yes",
         )
         for model, path in listed
     ]
     terminal.write_table(("name", "parameters", "download", "licence", "downloaded"), rows, right=" rr")
 
 
-def _published(model: PublishedModel, path: Path | None) -> dict[str, Any]:
+def _listed_model(model: BundledModel | PublishedModel, path: Path | None) -> dict[str, Any]:
+    """One entry of the list; the model in the package has neither an address nor a hash to compare with."""
+    published = not isinstance(model, BundledModel)
     return {
         "name": model.name,
         "aliases": list(model.aliases),
@@ -64,9 +68,9 @@ def _published(model: PublishedModel, path: Path | None) -> dict[str, Any]:
         "version": model.version,
         "parameters": model.parameters,
         "bytes": model.size_bytes,
-        "sha256": model.sha256,
+        "sha256": model.sha256 if published else None,
         "licence": model.licence,
-        "url": model.url,
+        "url": model.url if published else None,
         "path": path and str(path),
     }
 
@@ -74,7 +78,7 @@ def _published(model: PublishedModel, path: Path | None) -> dict[str, Any]:
 def pull(
     name: Annotated[
         str,
-        typer.Argument(metavar="NAME", show_default=False, help="A published name (see masklet models)."),
+        typer.Argument(metavar="NAME", show_default=False, help="A name (see masklet models)."),
     ],
 ) -> None:
     """Download a published model and print its path.
@@ -87,7 +91,9 @@ def pull(
 
     model = registry.find(name)
     path = hub.cached(model)
-    if path is None:
+    if isinstance(model, BundledModel):
+        terminal.note(f"{model.name} is here already: it is part of the package.")
+    elif path is None:
         path = options.download(model)  # verified on arrival
     else:
         with terminal.status(f"Verifying {path.name}"):
@@ -117,6 +123,7 @@ class FileReport:
     image_size: int | None = None  # pixels, the side of the model's own input
     layout: str | None = None  # whose names the tensors have
     abilities: tuple[str, ...] = ()
+    calibrated_on: int | None = None  # pictures, for int8
     problem: str | None = None  # why masklet cannot run it
     listed: tuple[ListedTensor, ...] = ()  # if asked for
 
@@ -147,7 +154,7 @@ def info(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE", show_default=False, help="A checkpoint file, or the name of a downloaded model."
+            metavar="FILE", show_default=False, help="A model file, or the name of a model that is here."
         ),
     ],
     verify: Annotated[
@@ -181,27 +188,26 @@ def info(
 
 
 def _downloaded(name: str) -> Path:
-    """The file of a path or published name, without the network."""
+    """The file of a path or name, without the network."""
     from masklet import registry
-    from masklet.io import hub
 
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
     try:
-        model = registry.find(name)
+        path = options.here(name)
     except ModelNotFoundError:
+        path = Path(name).expanduser()
         if path.suffix in FILE_SUFFIXES:
             return path  # `open_checkpoint` says that there is no such file
         raise
-    cached = hub.cached(model)
-    if cached is None:
-        raise ModelNotFoundError(f"{model.name} is not downloaded yet; run: {model.pull_command}")
-    return cached
+    if path is None:
+        model = registry.find(name)
+        raise ModelNotFoundError(f"{model.name} is not downloaded yet; run: masklet pull {model.name}")
+    return path
 
 
 def _file_report(checkpoint: Checkpoint) -> FileReport:
     """What can be said of any model file."""
+    from masklet.quant.smooth import calibrated_on
+
     tensors = checkpoint.tensors.values()
     return FileReport(
         file=str(checkpoint.path),
@@ -211,6 +217,7 @@ def _file_report(checkpoint: Checkpoint) -> FileReport:
         tensors=len(tensors),
         dtypes=dict(Counter(tensor.dtype for tensor in tensors).most_common()),
         ignored=checkpoint.extra,
+        calibrated_on=calibrated_on(checkpoint.metadata),
     )
 
 
@@ -259,6 +266,7 @@ def _fields(report: FileReport) -> dict[str, str]:
         "dtypes": ", ".join(dtypes),
         "layout": report.layout and LAYOUTS[report.layout],
         "input": report.image_size and f"{report.image_size} x {report.image_size} pixels",
+        "calibrated": report.calibrated_on and f"for int8, on {report.calibrated_on} pictures",
         "can do": "\n".join(report.abilities),
         "ignored": ", ".join(report.ignored),
         "verified": None if report.verified is None else verified,

@@ -16,9 +16,9 @@ import typer
 if TYPE_CHECKING:
     from masklet import Model
     from masklet.pipeline.profile import Settings
-    from masklet.registry import PublishedModel
+    from masklet.registry import BundledModel, PublishedModel
 
-DEFAULT_MODEL = "sam2.1_hiera_tiny"
+BETTER = "sam2.1_hiera_tiny"  # the published model that is named to those who chose none
 PROMPTS = "Prompts"  # titles of options in a command's help
 OUTPUT = "Output"
 RUNNING = "Running the model"
@@ -110,15 +110,16 @@ ModelArgument = Annotated[
     typer.Argument(
         metavar="MODEL",
         show_default=False,
-        help="A model file (.pt, .safetensors, .gguf, .ggml) or a published name (see masklet models).",
+        help="A model file (.pt, .safetensors, .gguf, .ggml) or a name (see masklet models).",
     ),
 ]
 ModelOption = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--model",
         metavar="MODEL",
         rich_help_panel=RUNNING,
+        show_default="masklet-nano, a small one in the package",
         help="A model file (.pt, .safetensors, .gguf, .ggml) or a published name, downloaded once.",
     ),
 ]
@@ -193,7 +194,7 @@ ImageSize = Annotated[
         metavar="PIXELS",
         min=1,
         rich_help_panel=RUNNING,
-        show_default="the model's own, 1024",
+        show_default="the model's own, mostly 1024",
         help="Side of the square that the picture is scaled to, in steps of 32 pixels, with SAM of 16. Less "
         "is faster.",
     ),
@@ -215,9 +216,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document inst
 
 @dataclass(frozen=True)
 class Computation:
-    """Which model, and how it runs; None for what is left to the profile or to the model."""
+    """Which model, None for the one in the package, and how it runs; None for what is left to the profile or
+    to the model."""
 
-    model: str
+    model: str | None
     device: str | None = None
     threads: int | None = None
     precision: str | None = None
@@ -230,40 +232,51 @@ class Computation:
 
     def settings(self) -> tuple[Settings, Path | None]:
         """The settings as `masklet.load` finds them, without loading, and the profile in use."""
-        from masklet import registry
-        from masklet.io import hub
         from masklet.pipeline.profile import settings_of
 
-        path = Path(self.model).expanduser()
-        return settings_of(
-            path if path.exists() else hub.cached(registry.find(self.model)), self.profile, self.arguments()
-        )
+        return settings_of(here(self.model), self.profile, self.arguments())
 
 
 def load_model(computation: Computation) -> Model:
-    """The model of a command's options; a published one is downloaded first, with a progress bar.
+    """The model of a command's options; a published one is downloaded first, with a progress bar. Says so
+    when nobody chose a model.
 
     Raises what `masklet.load` raises.
     """
-    from masklet import load
+    from masklet import load, registry
     from masklet.apps import terminal
-    from masklet.pipeline.profile import PROFILE
+    from masklet.pipeline.profile import profile_beside
 
     path = local_file(computation.model)
-    beside = path.parent / PROFILE
-    if computation.profile is None and beside.is_file():
+    if computation.model is None:
+        terminal.note(
+            f"Model: {registry.BUNDLED.name}, for trying out and simple scenes; photographs need a published "
+            f"one, such as --model {BETTER}."
+        )
+    beside = profile_beside(path)
+    if computation.profile is None and beside is not None:
         terminal.note(f"Settings from {beside}")
-    with terminal.status(f"Loading {computation.model}"):
+    with terminal.status(f"Loading {computation.model or registry.BUNDLED.name}"):
         return load(path, **computation.arguments(), profile=computation.profile)
 
 
-def local_file(name: str) -> Path:
-    """The file of a path or published name, downloaded with a progress bar if it is not there yet."""
+def here(name: str | None) -> Path | None:
+    """The file of a path or name, None for a published model that is not downloaded yet. Raises
+    ModelNotFoundError."""
+    from masklet import registry
+    from masklet.io import hub
+
+    path = registry.BUNDLED.path if name is None else Path(name).expanduser()
+    return path if path.exists() else hub.cached(registry.find(str(name)))
+
+
+def local_file(name: str | None) -> Path:
+    """The file of a path or name, downloaded with a progress bar if it is not there yet."""
     from masklet import registry
     from masklet.errors import ModelNotFoundError
     from masklet.pipeline.model import find_file
 
-    if not Path(name).expanduser().exists():
+    if name is not None and not Path(name).expanduser().exists():
         try:
             return download(registry.find(name))
         except ModelNotFoundError:
@@ -271,8 +284,8 @@ def local_file(name: str) -> Path:
     return find_file(name)
 
 
-def download(model: PublishedModel) -> Path:
-    """The file of a published model, from the cache or the network. Raises DownloadError."""
+def download(model: BundledModel | PublishedModel) -> Path:
+    """The file of a model, from the package, the cache or the network. Raises DownloadError."""
     from masklet.apps import terminal
     from masklet.io import hub
 

@@ -1,6 +1,7 @@
 """`masklet quantize`: a model file with its weights in fewer bits.
 
-In: a checkpoint and a type. Out: the new file; on stdout what became of the tensors, or one JSON document.
+In: a checkpoint and a type, maybe a folder of pictures. Out: the new file; on stdout what became of the
+tensors, or one JSON document.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from masklet.apps import options, terminal
 
 if TYPE_CHECKING:
     from masklet.quant.convert import Report, StoredTensor
+    from masklet.quant.smooth import Smoothing
 
 WORST = 10
+MOST_PICTURES = 64  # to calibrate on: largest values settle within a few pictures (benchmarks/LOG.md)
 
 
 def parse_type(text: str) -> str:
@@ -57,6 +60,15 @@ def quantize(
             help="Tensors to leave as f16 (f32 with --type f16), such as 'memory_attention.*'. Repeatable.",
         ),
     ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibrate",
+            metavar="FOLDER",
+            show_default=False,
+            help=f"Make int8 lose less, by what pictures in FOLDER show; at most {MOST_PICTURES} are used.",
+        ),
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """Write a model with its weights in fewer bits.
@@ -65,27 +77,49 @@ def quantize(
     each for a reason; docs/quantisation.md tells which, and what it costs.
     """
     from masklet import load
+    from masklet.io.video import pictures_in
     from masklet.quant import convert
 
     path = options.local_file(model)
     convert.check_target(path, out, dtype)
+    pictures = _spread(pictures_in(str(calibrate))) if calibrate is not None else None
     with terminal.status(f"Checking {path.name}"):
         load(path)  # a file that does not run is refused here, with the reason
+    smoothing = _calibrated(path, pictures) if pictures is not None else None
     with terminal.search_bar(f"Writing {out.name}") as progress:
-        report = convert.quantize(path, out, dtype, keep=keep or (), on_tensor=progress)
+        report = convert.quantize(path, out, dtype, keep=keep or (), smoothing=smoothing, on_tensor=progress)
     if json:
-        terminal.write_json(_document(report, path, out, dtype))
+        terminal.write_json(_document(report, path, out, dtype, smoothing))
     else:
-        _write_text(report, path, out)
+        _write_text(report, path, out, smoothing)
 
 
-def _document(report: Report, source: Path, out: Path, dtype: str) -> dict[str, Any]:
+def _spread(files: list[str]) -> list[str]:
+    """At most `MOST_PICTURES` of them, evenly spread."""
+    count = min(len(files), MOST_PICTURES)
+    return [files[index * len(files) // count] for index in range(count)]
+
+
+def _calibrated(path: Path, pictures: list[str]) -> Smoothing:
+    """What the model says to the pictures, on the CPU whatever its profile says."""
+    from masklet import load
+    from masklet.pipeline.calibrate import calibrate
+
+    model = load(path, device="cpu", precision="f32", dialect="fused")
+    with terminal.search_bar("Looking at pictures") as progress:
+        return calibrate(model, pictures, on_picture=progress)
+
+
+def _document(
+    report: Report, source: Path, out: Path, dtype: str, smoothing: Smoothing | None
+) -> dict[str, Any]:
     return {
         "file": str(out),
         "bytes": report.target_bytes,
         "source": str(source),
         "source_bytes": report.source_bytes,
         "type": dtype,
+        "calibrated_on": smoothing and smoothing.pictures,
         "tensors": [
             {
                 "name": tensor.key,
@@ -103,12 +137,13 @@ def _document(report: Report, source: Path, out: Path, dtype: str) -> dict[str, 
     }
 
 
-def _write_text(report: Report, source: Path, out: Path) -> None:
+def _write_text(report: Report, source: Path, out: Path, smoothing: Smoothing | None) -> None:
     size, before = (terminal.human_size(count) for count in (report.target_bytes, report.source_bytes))
     fields = {
         "file": f"{out} ({size})",
         "made of": f"{source} ({before})",
         "stored": "\n".join(_stored(report.tensors)),
+        "calibrated": smoothing and _smoothed(smoothing),
         "left exact": "\n".join(_left_exact(report.tensors)),
         "left out": ", ".join(report.left_out),
     }
@@ -119,6 +154,11 @@ def _write_text(report: Report, source: Path, out: Path) -> None:
         for tensor in report.worst(WORST)
     ]
     terminal.write_table(("tensor", "type", "relative error", "largest"), rows, right="  rr")
+
+
+def _smoothed(smoothing: Smoothing) -> str:
+    count = f"{smoothing.pictures} picture{'s' if smoothing.pictures > 1 else ''}"
+    return f"on {count}; {len(smoothing.norms)} norms and what follows them are smoothed"
 
 
 def _stored(tensors: tuple[StoredTensor, ...]) -> list[str]:

@@ -86,7 +86,7 @@ def segment(
             help="Give three candidates, best first; output files are named OUT-1, OUT-2 and OUT-3.",
         ),
     ] = False,
-    model: options.ModelOption = options.DEFAULT_MODEL,
+    model: options.ModelOption = None,
     device: options.Device = None,
     threads: options.Threads = None,
     precision: options.Precision = None,

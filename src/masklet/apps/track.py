@@ -238,7 +238,7 @@ def track(
     non_overlap: NonOverlap = False,
     lost_after: LostAfter = 30,
     state: State = "forget",
-    model: options.ModelOption = options.DEFAULT_MODEL,
+    model: options.ModelOption = None,
     device: options.Device = None,
     threads: options.Threads = None,
     precision: options.Precision = None,
@@ -311,8 +311,9 @@ def _settings(
     frames are kept do."""
     from masklet import __version__, registry
 
-    path = Path(computation.model).expanduser()
-    size = path.stat().st_size if path.is_file() else registry.find(computation.model).size_bytes
+    name = computation.model or registry.BUNDLED.name
+    path = Path(name).expanduser()
+    size = path.stat().st_size if path.is_file() else registry.find(name).size_bytes
     running, _ = computation.settings()
     return {
         "masklet": __version__,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from masklet.apps import options, terminal
 from masklet.apps.timing import CLICKS_PER_ENCODING, Steps, steps_of
-from masklet.errors import OutputError
+from masklet.errors import InputError, OutputError
 
 if TYPE_CHECKING:
     from masklet import Model
@@ -62,14 +62,21 @@ class Choice:
 def tune_model(given: options.Computation, repeats: int, *, overwrite: bool, json: bool) -> None:
     """Measure, print, and write the profile. `given.model` is a file, `given.profile` where to write.
 
-    Raises OutputError before the work for a file that is there already or cannot be written."""
-    from masklet import load
+    Raises OutputError before the work for a file that is there already or cannot be written, InputError when
+    nothing says where to write."""
+    from masklet import load, registry
     from masklet.io.atomic import open_atomic
     from masklet.io.toml import toml_text
     from masklet.pipeline.profile import PROFILE
     from masklet.runtime.devices import usable_cores
 
-    path = given.profile or Path(given.model).parent / PROFILE
+    weights = options.local_file(given.model)
+    if given.profile is None and weights == registry.BUNDLED.path:
+        raise InputError(
+            f"{registry.BUNDLED.name} is part of the package, where no profile is kept; give --profile FILE, "
+            "here and to the commands that shall use it."
+        )
+    path = given.profile or weights.parent / PROFILE
     _check_writable(path, overwrite)
 
     def loaded(precision: str | None, threads: int | None) -> Model:

@@ -103,6 +103,10 @@ PRESETS = {
     for name, version in (("sam2", "2.0"), ("sam2.1", "2.1"))
     for size, trunk in TRUNKS.items()
 }
+# Its windows divide every grid of a 256 and a 384 pixel input, so that nothing is padded there.
+PRESETS["masklet-nano"] = Sam2Config(
+    "2.1", _trunk(32, 1, (1, 2, 7, 2), (5, 7, 9), (8, 4, 8, 4), 8), 128, 64, 512, 2, 384
+)
 
 
 def matches(shapes: Shapes) -> bool:

@@ -27,7 +27,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from masklet.errors import Cancelled, DownloadError
-from masklet.registry import HubFile
+from masklet.registry import BundledModel, HubFile
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 Cancel = Callable[[], bool]
@@ -65,11 +65,14 @@ class _Source:
         return self.file.sha256 or (self.etag if _SHA256.fullmatch(self.etag) else None)
 
 
-def cached(file: HubFile) -> Path | None:
-    """The file in huggingface_hub's cache, None when it isn't there. Never touches the network.
+def cached(file: HubFile | BundledModel) -> Path | None:
+    """The file in the package or in huggingface_hub's cache, None when it isn't there. Never touches the
+    network.
 
     Looks at the size, not at the hash, which would take seconds on every start; `verify` does.
     """
+    if isinstance(file, BundledModel):
+        return file.path
     snapshots = _repo_folder(file.repo_id) / "snapshots"
     # Any commit will do, because the registry says what the file must be; the branch's own comes first.
     for path in (
@@ -82,7 +85,7 @@ def cached(file: HubFile) -> Path | None:
 
 
 def fetch(
-    file: HubFile,
+    file: HubFile | BundledModel,
     *,
     progress: Progress | None = None,
     cancel: Cancel | None = None,
@@ -98,6 +101,8 @@ def fetch(
     Raises DownloadError with the next step. What has arrived by then, by Ctrl-C or by `cancel`, is kept and
     continued by the next call, unless its content is wrong. Several processes may fetch the same file.
     """
+    if isinstance(file, BundledModel):
+        return file.path
     found = cached(file)
     if found is not None:
         return found

@@ -87,30 +87,44 @@ def _open(source: Any, size_hw: tuple[int, int] | None) -> VideoSource:
 def _path(path: str) -> VideoSource:
     name = repr(path)
     if os.path.isdir(path):
-        try:
-            found = [os.path.join(path, entry) for entry in os.listdir(path) if not entry.startswith(".")]
-        except OSError as error:
-            raise InputError(f"Cannot read the folder {name}: {error.strerror}.") from error
-        return _picture_files(found, f"the folder {name}")
+        return _picture_files(pictures_in(path), f"the folder {name}")
     if os.path.isfile(path):
         file = VideoFile(path)
         return _Seekable(file, frames_ahead(file.size_hw))
     if os.path.exists(path):
         raise InputError(f"{name} is a device or a pipe; save the video to a file first.")
     if glob.has_magic(path) and "\0" not in path:
-        return _picture_files(glob.glob(path, recursive=True), f"the glob {name}")
+        named = f"the glob {name}"
+        return _picture_files(_pictures_among(glob.glob(path, recursive=True), named), named)
     raise InputError(f"There is no file {name}{'; download it first' if '://' in path else ''}.")
 
 
-def _picture_files(paths: list[str], name: str) -> VideoSource:
+def _picture_files(files: list[str], name: str) -> VideoSource:
+    pictures = _Pictures(files, name)
+    return _Seekable(pictures, frames_ahead(pictures.size_hw))
+
+
+def pictures_in(folder: str) -> list[str]:
+    """The picture files of a folder in natural order, told by their names; hidden ones are passed over.
+
+    Raises `InputError` where there are none.
+    """
+    name = f"the folder {folder!r}"
+    try:
+        found = [os.path.join(folder, entry) for entry in os.listdir(folder) if not entry.startswith(".")]
+    except OSError as error:
+        raise InputError(f"Cannot read {name}: {error.strerror}.") from error
+    return _pictures_among(found, name)
+
+
+def _pictures_among(paths: list[str], name: str) -> list[str]:
     files = [path for path in paths if path.lower().endswith(_PICTURES) and os.path.isfile(path)]
     if not files:
         raise InputError(
             f"There are no pictures in {name} ({len(paths)} other files and folders). Names of pictures end "
             f"in {' '.join(_PICTURES)}; a video is opened by its own path."
         )
-    pictures = _Pictures(sorted(files, key=_natural), name)
-    return _Seekable(pictures, frames_ahead(pictures.size_hw))
+    return sorted(files, key=_natural)
 
 
 def _natural(path: str) -> tuple[list[str | int], str]:

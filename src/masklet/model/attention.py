@@ -85,11 +85,12 @@ def _some(op: Ops, x: ir.Value, axis: int, part: tuple[int, int], count: int) ->
 def attend_by_rows(op: Ops, q: ir.Value, k: ir.Value, v: ir.Value, head_dim: int, count: int) -> ir.Value:
     """`attend` with one wide head: a few of the `count` queries at a time look at all keys.
 
-    With 256 channels plain products and a softmax over whole rows are a fifth faster than the fused kernel,
-    whose blocks are small because they have to fit beside each other into a core's cache (benchmarks/LOG.md).
-    In int8 queries and keys are multiplied in 8 bits, keys with a scale each; the mixing stays in f32.
+    With 256 channels plain products and a softmax over whole rows are a fifth faster than the fused kernel
+    where its blocks are small because they have to fit beside each other into a small second-level cache
+    (`op.by_rows`); with a larger one the kernel is half as fast again (benchmarks/LOG.md). In int8 queries
+    and keys are multiplied in 8 bits, keys with a scale each; the mixing stays in f32.
     """
-    if not op.fused:
+    if not op.fused or not (op.by_rows or op.int8):
         return attend(op, q, k, v, 1, head_dim)
     multiply = _int8_scores if op.int8 else _scores
     scores_of = multiply(op, q, k, float(head_dim) ** -0.5)

@@ -8,6 +8,7 @@ v are the bias.
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 from onnxscript import nn
 
@@ -39,21 +40,41 @@ class MultiScaleAttention(nn.Module):
         self, op: Ops, x: ir.Value, order: TokenOrder, order_out: TokenOrder
     ) -> ir.Value:
         inside = self._window_order(order)
-        x = op.rearrange(x, order, inside)
+        if op.folds and not self._pool and (inside.slots < 0).any():
+            x, inside = self._attend_in_parts(op, x, order, inside)
+        else:
+            x = self._attend(op, op.rearrange(x, order, inside), self._window**2 or len(inside.slots))
+        x = op.rearrange(x, inside.pooled() if self._pool else inside, order_out)
+        return project_out(op, x, self.proj, self.qkv) if op.folds else self.proj(op, x)
 
+    def _attend(self, op: Ops, x: ir.Value, span: int, padding: int = 0) -> ir.Value:
+        """Tokens (1, T, dim), `span` to a window, attend to their window and to so many keys and values of
+        zero. (1, T or T / 4, dim_out)."""
         q, k, v = project_in(op, x, self.qkv)
-        span = q_span = self._window**2 or len(inside.slots)
+        q_span = span
         if self._pool:
             q, q_span = op.pool_cells(q, self._dim), span // 4
 
         # Each window is one of a batch.
         q = op.reshape(q, (-1, q_span, self._dim))
         k, v = (op.reshape(t, (-1, span, self._dim)) for t in (k, v))
+        if padding:
+            behind = op.constant(np.array([0, 0, 0, 0, padding, 0]))
+            k, v = (op.Pad(t, behind, op.constant(0.0)) for t in (k, v))
         x = attend(op, q, k, v, self._heads, self._dim // self._heads)
+        return op.reshape(x, (1, -1, self._dim))
 
-        x = op.reshape(x, (1, -1, self._dim))
-        x = op.rearrange(x, inside.pooled() if self._pool else inside, order_out)
-        return project_out(op, x, self.proj, self.qkv) if op.folds else self.proj(op, x)
+    def _attend_in_parts(
+        self, op: Ops, x: ir.Value, order: TokenOrder, inside: TokenOrder
+    ) -> tuple[ir.Value, TokenOrder]:
+        """`_attend` where windows at the border are padded: those with equally many tokens at a time, so that
+        padding is neither projected nor looks at anything. What it is as keys and values is zero, since their
+        biases are folded out. Returns the tokens and their order."""
+        span, results, slots = self._window**2, [], []
+        for part, count in tokens.equal_windows(inside, span):
+            results.append(self._attend(op, op.rearrange(x, order, part), count, span - count))
+            slots.append(part.slots)
+        return op.Concat(*results, axis=1), TokenOrder(inside.grid_hw, np.concatenate(slots))
 
     def _window_order(self, order: TokenOrder) -> TokenOrder:
         """An order in which each window is a run of tokens, grouped if pooled; `order` if it is one."""

@@ -51,16 +51,17 @@ class Ops(OpBuilder):
         keys: dict[int, str],
         int8: bool = False,
         exact: Collection[str] = precision.EXACT,
+        by_rows: bool = True,
     ) -> None:
         """`keys` maps id(parameter) to its checkpoint key. `int8` computes linear layers in 8 bits, but for
-        those whose keys match a pattern of `exact`."""
+        those whose keys match a pattern of `exact`. `by_rows` is for `attention.attend_by_rows`."""
         super().__init__(builder, "", builder.graph.opset_imports[""])
         self.dialect: Dialect = dialect
         self.recipes: dict[str, Recipe] = {}
         self.left_out: set[str] = set()
         self.taps: dict[str, ir.Value] = {}
         self._keys = keys
-        self.int8, self._exact = int8, exact
+        self.int8, self.by_rows, self._exact = int8, by_rows, exact
         self._origins: dict[int, tuple[str, tuple[Parameter, ...], dict[str, Any]]] = {}
         self._quantised: dict[int, tuple[ir.Value, ...]] = {}
         self._constants: dict[Any, ir.Value] = {}

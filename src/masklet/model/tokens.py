@@ -109,6 +109,18 @@ def windows(height: int, width: int, size: int, *, in_cells: bool) -> TokenOrder
     return TokenOrder((height, width), place.reshape(-1))
 
 
+def equal_windows(order: TokenOrder, span: int) -> list[tuple[TokenOrder, int]]:
+    """The windows of an order, runs of `span` slots, that have equally many tokens, fullest first: the order
+    of their tokens without padding, and how many tokens each window has."""
+    runs = order.slots.reshape(-1, span)
+    counts = (runs >= 0).sum(axis=1)
+    found = []
+    for count in sorted(set(counts.tolist()), reverse=True):
+        slots = runs[counts == count]
+        found.append((TokenOrder(order.grid_hw, slots[slots >= 0]), count))
+    return found
+
+
 def upscaled_orders(height: int, width: int, nested: bool) -> tuple[TokenOrder, TokenOrder, TokenOrder]:
     """Orders for a grid of four times and of twice this size, and for the grid itself, which is raster.
 

@@ -1,7 +1,7 @@
 """A loaded model: a checkpoint, its configuration, and its stages as sessions that are made when first
 needed.
 
-In: a path or a published name. Out: `Model`, which the predictors share. Knows nothing about pictures or
+In: a path or a name, or neither. Out: `Model`, which the predictors share. Knows nothing about pictures or
 prompts.
 """
 
@@ -225,7 +225,7 @@ class Model:
 
 
 def load(
-    path_or_name: str | os.PathLike[str],
+    path_or_name: str | os.PathLike[str] | None = None,
     *,
     device: str | None = None,
     threads: int | None = None,
@@ -236,7 +236,8 @@ def load(
     provider_options: Mapping[str, Any] | None = None,
     profile: str | os.PathLike[str] | None = None,
 ) -> Model:
-    """Load a model from a checkpoint file, or by its published name (downloaded when it isn't there yet).
+    """Load a model from a checkpoint file, or by its published name (downloaded when it isn't there yet);
+    without either masklet-nano, a small one in the package, for trying out, tests and simple scenes.
 
     What is not given is read from a profile (docs/profiles.md): from `profile`, else from `masklet.toml`
     beside the weights if it is there. What neither says is as in brackets here. `device` is an execution
@@ -283,21 +284,23 @@ def _best_precision(checkpoint: Checkpoint) -> str:
     return "f32" if wide else "f16"
 
 
-def find_file(path_or_name: str | os.PathLike[str]) -> Path:
-    """The local file of a path or published name; a path never touches the network."""
+def find_file(path_or_name: str | os.PathLike[str] | None) -> Path:
+    """The local file of a path or name, or the one in the package; a path never touches the network."""
+    if path_or_name is None:
+        return registry.BUNDLED.path
     text = os.fspath(path_or_name)
     path = Path(text).expanduser()
     if path.exists():
         return path
     try:
-        published = registry.find(text)
+        found = registry.find(text)
     except ModelNotFoundError as error:
         if path.suffix or path.is_absolute():
             raise ModelNotFoundError(f"There is no file {text!r}. {error}") from error
         raise
     from masklet.io.hub import fetch
 
-    return fetch(published)
+    return fetch(found)
 
 
 def as_candidates(values: dict[str, np.ndarray]) -> Candidates:

@@ -2,8 +2,8 @@
 
 In: arguments, the place of the weights, perhaps the name of a profile. Out: `Settings`. An argument that is
 given wins over the profile, the profile over the defaults. A profile is a TOML file: one that is named, else
-`masklet.toml` beside the weights. Knows nothing about networks; whether a device or a size exists is for
-those to say who make it.
+`masklet.toml` beside the weights, but for those in the package: settings don't belong into an installation.
+Knows nothing about networks; whether a device or a size exists is for those to say who make it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from masklet import registry
 from masklet.errors import InputError
 from masklet.io.toml import read_toml
 
@@ -75,7 +76,7 @@ def settings_of(
     """The settings for a file of weights, and the profile in use. In `given` are arguments, None for those
     that are left to the profile. An empty profile (`os.devnull`) says nothing. Raises InputError."""
     chosen = {name: value for name, value in given.items() if value is not None}
-    path = Path(profile) if profile is not None else _beside(weights)
+    path = Path(profile) if profile is not None else profile_beside(weights)
     if path is None:
         return Settings(**chosen), None
     values = read_profile(path)
@@ -104,9 +105,9 @@ def read_profile(path: str | os.PathLike[str]) -> dict[str, Any]:
     return values
 
 
-def _beside(weights: Path | None) -> Path | None:
-    """The profile in the folder of the weights, if there is one."""
-    if weights is None:
+def profile_beside(weights: Path | None) -> Path | None:
+    """The profile in the folder of the weights, if there is one; None for those in the package."""
+    if weights is None or weights == registry.BUNDLED.path:
         return None
     path = weights.parent / PROFILE
     return path if path.is_file() else None

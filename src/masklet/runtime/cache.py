@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from masklet.families.family import Config
+from masklet.runtime.devices import small_cache
 from masklet.runtime.graph import Stage, write_stage
 
 SUFFIX = ".stage"
@@ -85,7 +86,7 @@ def clear() -> int:
 def _key(config: Config, name: str, image_size: int, dialect: str, precision: str) -> str:
     # The sources that write a graph are part of its identity, so an edited module can't meet an old graph.
     parts = [config.to_json(), name, str(image_size), dialect, precision]
-    parts += [_sources_hash(), version("onnxruntime")]
+    parts += [_sources_hash(), version("onnxruntime"), str(small_cache())]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,9 @@ class Device:
     install: str
     options: Mapping[str, Any] = field(default_factory=dict)  # of the provider, under ONNX Runtime's names
 
+
+ROOMY_CACHE = 1 << 20  # bytes
+_SC_LEVEL2_CACHE_SIZE = 191  # glibc's number; Python has no name for it
 
 DEVICES = {
     device.name: device
@@ -83,6 +87,17 @@ def session_options(threads: int | None) -> onnxruntime.SessionOptions:
     options.enable_mem_pattern = False
     options.log_severity_level = 3  # errors only; they also come back as exceptions
     return options
+
+
+def small_cache() -> bool:
+    """Whether a core's second-level cache is known to be under 1 MiB. ONNX Runtime asks the same, and lays
+    out fused attention by it."""
+    if sys.platform != "linux":
+        return False
+    try:
+        return 0 < os.sysconf(_SC_LEVEL2_CACHE_SIZE) < ROOMY_CACHE
+    except (OSError, ValueError):
+        return False
 
 
 def usable_cores() -> int:

@@ -17,6 +17,7 @@ from masklet.errors import EngineError
 from masklet.families.family import Config
 from masklet.families.table import family_of
 from masklet.model.precision import EXACT
+from masklet.runtime.devices import small_cache
 
 OPSET = 20
 IR_VERSION = 10
@@ -80,9 +81,11 @@ def write_stage(
     dialect: str,
     precision: str = "f32",
     exact: Collection[str] = EXACT,
+    by_rows: bool | None = None,
 ) -> Stage:
     """Record a stage; `dialect` is "fused", "portable" or "plain" (see `model.layers`), `precision` one of
-    `model.precision`, where `exact` lists the layers that int8 leaves as they are."""
+    `model.precision`, where `exact` lists the layers that int8 leaves as they are. `by_rows` says how wide
+    heads attend [what suits this machine, see `devices.small_cache`]."""
     import onnx_ir as ir
     from onnxscript import GraphBuilder
 
@@ -93,7 +96,8 @@ def write_stage(
     network = assembly.NETWORK(config)
     parameters = dict(network.named_parameters())
     keys = {id(value): key for key, value in parameters.items()}
-    op = Ops(GraphBuilder(graph), dialect, keys, precision == "int8", exact)  # type: ignore[arg-type]
+    rows = small_cache() if by_rows is None else by_rows
+    op = Ops(GraphBuilder(graph), dialect, keys, precision == "int8", exact, rows)  # type: ignore[arg-type]
     outputs = {**assembly.STAGES[name](op, network, config, image_size), **op.taps}
     for output_name, value in outputs.items():
         value.name = output_name
